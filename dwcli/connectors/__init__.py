@@ -163,7 +163,9 @@ def secrets_of(config: BaseModel) -> list[str]:
 def names() -> tuple[str, ...]:
     """Every protocol that can be used, built-in and third-party, without importing any."""
     folder = Path(__file__).parent
-    return tuple(sorted({p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")} | set(_plugins())))
+    return tuple(
+        sorted({p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")} | set(_plugins()))
+    )
 
 
 @cache
