@@ -10,7 +10,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests in one file share fixtures that are made once, so a file stays with one worker.
 PYTEST ?= $(BIN)/pytest -n auto --dist loadfile
 # Pages that are written from the code, between their [[[cog]]] marks.
-COG    := $(BIN)/cog -p 'import sys; sys.path.insert(0, "docs")' README.md $(wildcard docs/reference/*.md docs/connectors/*.md)
+COG    := $(BIN)/cog -n utf-8 -I docs
+PAGES  := README.md $(wildcard docs/reference/*.md docs/connectors/*.md)
 LAKE   ?= ./lake
 ROWS   ?= 1000000
 
@@ -50,7 +51,7 @@ check: $(READY)  ## format, lint, types, room boundaries, generated docs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(COG) --check --diff
+	$(COG) --check --diff $(PAGES)
 
 format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
@@ -72,7 +73,7 @@ docs-serve: docs-generate  ## show the documentation in a browser, rebuilt on ch
 	$(BIN)/zensical serve
 
 docs-generate: $(READY)  ## write the reference pages from the code
-	$(COG) -r
+	$(COG) -r $(PAGES)
 
 lock:  ## pin the newest versions that fit pyproject.toml (needs uv)
 	uv pip compile $(LOCK) --all-extras --group dev --group docs pyproject.toml -o requirements/dev.txt
