@@ -1,4 +1,5 @@
 """The way of the data, told as one run."""
+
 from __future__ import annotations
 
 from dwcli.pipeline.project import run_project

@@ -1,4 +1,5 @@
 """Between source and table: the lake's files, the table's schema, the load, the state, the audit."""
+
 from __future__ import annotations
 
 from dwcli.staging.audit import ensure_audit_table, write_audit_record
