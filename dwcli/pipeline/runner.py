@@ -662,7 +662,8 @@ def _undo(run: Run, data: Connection) -> None:
             run.marker.with_name(run.marker.stem + MANIFEST).unlink(missing_ok=True)
             discard_snapshot(run.marker)
     run.files.clear()
-    run.snapshot = None
+    run.snapshot = run.cursor_to = None
+    run.schema_changes.clear()
 
 
 def _is_committed(run: Run, engine: Engine) -> bool:
@@ -858,7 +859,7 @@ def _result(run: Run, error: DwError | None) -> dict[str, Any]:
         "cursor_from": run.cursor_from,
         "cursor_to": run.cursor_to,
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},
-        "schema_changes": [] if error else run.schema_changes,
+        "schema_changes": run.schema_changes,
         "values_changed": run.values_changed,
         "healed_runs": run.healed,
         "error": None
