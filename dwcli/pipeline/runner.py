@@ -57,7 +57,7 @@ from dwcli.events import (
     ignore,
 )
 from dwcli.log import get_logger
-from dwcli.pipeline.ahead import ahead
+from dwcli.ahead import ahead
 from dwcli.references import redact
 from dwcli.staging import (
     ensure_audit_table,

@@ -32,6 +32,7 @@ from psycopg import sql
 from sqlalchemy import Connection, Engine
 from sqlalchemy import text as sql_text
 
+from dwcli.ahead import ahead
 from dwcli.contract import WriteDisposition
 from dwcli.errors import DwError, KeyRefused, LakeError, SchemaRefused, ValueRefused, WarehouseError
 from dwcli.log import get_logger
@@ -354,8 +355,9 @@ def _copy_binary(
     columns = sql.SQL(", ").join(sql.Identifier(name) for name in frame.columns)
     statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(into, columns)
     with connection.cursor() as cursor:
-        with cursor.copy(statement) as copy:
-            for part in encoded(frame, wire):
+        # Encoded ahead, so that the server never waits for the next part.
+        with cursor.copy(statement) as copy, contextlib.closing(ahead(encoded(frame, wire))) as parts:
+            for part in parts:
                 copy.write(part)
         if cursor.rowcount != frame.height:
             raise WarehouseError(f"PostgreSQL took {cursor.rowcount} of {frame.height} rows")
