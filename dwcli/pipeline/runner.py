@@ -31,6 +31,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Connection, Engine
 
+from dwcli.ahead import ahead
 from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor, IngestedItem, IngestionResult, WriteDisposition
 from dwcli.errors import (
@@ -57,7 +58,6 @@ from dwcli.events import (
     ignore,
 )
 from dwcli.log import get_logger
-from dwcli.ahead import ahead
 from dwcli.references import redact
 from dwcli.staging import (
     ensure_audit_table,
@@ -68,7 +68,8 @@ from dwcli.staging import (
 from dwcli.staging.audit import mark_interrupted, merged_counts
 from dwcli.staging.dw_schema import Table, base_type, ensure_catalogue, is_postgres, raw, type_sql
 from dwcli.staging.frames import Types, item_frame
-from dwcli.staging.loader import Counts, Load, LoadPlan, finish_load, load_file, load_frame, open_load
+from dwcli.staging.loader import finish_load, load_file, load_frame, open_load
+from dwcli.staging.plan import Counts, Load, LoadPlan
 from dwcli.staging.state import (
     State,
     ensure_state_tables,
