@@ -13,7 +13,8 @@ import psycopg
 from dwcli.connectors import Connector
 from dwcli.contract import Cursor, IngestedItem, Resource
 from dwcli.events import Event
-from dwcli.pipeline.runner import Job, RunOptions, attempt
+from dwcli.pipeline.record import Job, RunOptions
+from dwcli.pipeline.runner import attempt
 from dwcli.warehouse.engine import make_engine
 
 Rows = list[dict[str, Any]]

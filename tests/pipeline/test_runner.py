@@ -22,7 +22,7 @@ from dwcli.errors import (
     SourceError,
 )
 from dwcli.events import BatchLoaded, RunFinished, SchemaChanged
-from dwcli.pipeline.runner import RunOptions
+from dwcli.pipeline.record import RunOptions
 from dwcli.staging.writer import read_manifest, snapshots
 from tests.pipeline.runs import Source, batches, rows_of, run
 
