@@ -44,7 +44,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,14 +172,14 @@ def remove(home: Path) -> None:
         if not home.exists():
             return
         with _locked(home):
-            _halt(home)
-            root = _root(home)
-            if root != home and root.exists():
-                shutil.rmtree(root)
-            short = _short_sockets(root)
-            if short.exists():
-                shutil.rmtree(short)
+            root = _place(home)
+            if root.exists() and _maker(home, root) == home:  # else: this is a copy, or its files are gone
+                _halt(home)
+                for folder in {root, _short_sockets(root)} - {home}:
+                    shutil.rmtree(folder, ignore_errors=not folder.exists())
             shutil.rmtree(home)
+            with suppress(OSError):  # not the last one
+                STATE.rmdir()
 
 
 def url(server: Server, socket: bool = True, database: str = DATABASE) -> str:
@@ -350,28 +350,47 @@ def _make_home(home: Path, account: _Account | None) -> None:
 
 
 def _root(home: Path) -> Path:
-    """Where the cluster stands: the home, or what its `place` names."""
+    """Where the cluster stands: the home, or what its `place` names, if that is this project's."""
+    root = _place(home)
+    if root != home:
+        _check_place(home, root)
+    return root
+
+
+def _place(home: Path) -> Path:
     try:
         return Path((home / "place").read_text("utf-8"))
     except FileNotFoundError:
         return home
 
 
+def _maker(home: Path, root: Path) -> Path:
+    """The home that the cluster in `root` belongs to: the one it was made for, unless that was moved."""
+    try:
+        first = Path((root / "home").read_text("utf-8"))
+    except FileNotFoundError:
+        return home
+    return first if _place(first) == root else home
+
+
 def _settle(home: Path, account: _Account | None) -> _Cluster:
     """Decide, once per project, where the cluster stands; make its folders."""
     root = _root(home)
-    if root != home:
-        _check_place(home, root)
-    elif not (home / "pgdata").exists() and not _open_home(home, account):
-        root = STATE / f"{_label(home)}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:12]}"
+    if root == home and not (home / "pgdata").exists() and not _open_home(home, account):
+        root = STATE / f"{_label(home)}-{_digest(home)}"
         _make_state_folder()
         root.mkdir(mode=0o700, exist_ok=True)
-        write_private(root / "home", str(home))
         write_private(home / "place", str(root))
+    if root != home:
+        write_private(root / "home", str(home))
     cluster = _Cluster(home, root, _owner(root / "pgdata") or account)
     if account and not account.personal:
         _let_in(root, account)
     return cluster
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
 
 
 def _label(home: Path) -> str:
@@ -419,16 +438,13 @@ def _check_place(home: Path, root: Path) -> None:
             hint=f"restore {root} from a backup, or begin with an empty warehouse and load it from the lake: "
             f"rm {home / 'place'} && dw up && dw replay --all",
         )
-    first = Path((root / "home").read_text("utf-8"))
-    if first == home:
-        return
-    if (first / "place").exists() and _root(first) == root:
+    first = _maker(home, root)
+    if first != home:
         raise WarehouseError(
             f"this project is a copy of {first.parent.parent}, and that one has the warehouse",
             why=f"{home / 'place'} and {first / 'place'} name the same files",
             hint=f"give the copy a warehouse of its own: rm -r {home}",
         )
-    write_private(root / "home", str(home))  # the project was moved
 
 
 def _make_folder(cluster: _Cluster, path: Path) -> None:
@@ -447,8 +463,7 @@ def _make_folder(cluster: _Cluster, path: Path) -> None:
 
 
 def _short_sockets(root: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"dw-{digest}"
+    return Path(tempfile.gettempdir()) / f"dw-{_digest(root)}"
 
 
 def _socket_folder(root: Path) -> Path:
@@ -464,10 +479,8 @@ def _socket_folder(root: Path) -> Path:
 def _locked(home: Path) -> Iterator[None]:
     """Wait for the home's lock and hold it."""
     while True:
-        handle = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        handle = _open_lock(home / "lock")
         try:
-            if os.geteuid() == 0:
-                os.chown(handle, home.stat().st_uid, -1)
             fcntl.flock(handle, fcntl.LOCK_EX)
             if _still_there(home / "lock", handle):  # else: removed by the one that held it before
                 yield
@@ -475,6 +488,14 @@ def _locked(home: Path) -> Iterator[None]:
         finally:
             os.close(handle)
         _make_home(home, _account(home))
+
+
+def _open_lock(path: Path) -> int:
+    """A handle on a lock file, which belongs to whom its folder belongs to, also when root makes it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if os.geteuid() == 0:
+        os.chown(handle, path.parent.stat().st_uid, -1)
+    return handle
 
 
 def _still_there(path: Path, handle: int) -> bool:
@@ -494,7 +515,10 @@ def _find_running(root: Path, home: Path) -> Server | None:
         version = (data / "PG_VERSION").read_text("ascii").strip()
     except FileNotFoundError:
         return None
-    return Server(home, data, Path(program).parent, Path(lines[4]), int(lines[3]), int(lines[0]), version)
+    port, inside = int(lines[3]), root / "run"
+    moved_along = (inside / f".s.PGSQL.{port}").exists()  # the pid file says where the socket was made
+    sockets = inside if moved_along else Path(lines[4])
+    return Server(home, data, Path(program).parent, sockets, port, int(lines[0]), version)
 
 
 def _mark(data: Path) -> str:
@@ -532,7 +556,7 @@ def _await_nobody(cluster: _Cluster) -> int | Server:
     A server that another command is starting is waited for, and so are the last processes of a server
     that was killed, which end by themselves.
     """
-    handle = os.open(cluster.root / "alive", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    handle = _open_lock(cluster.root / "alive")
     begun = time.monotonic()
     while True:
         try:
