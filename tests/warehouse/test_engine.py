@@ -123,7 +123,7 @@ def test_an_engines_connections_are_the_same(warehouse_url: str) -> None:
         connection.execute(text("CREATE TABLE t (a int)"))
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM t")).scalar() == 0
-    assert urlsplit(warehouse_url).password not in repr(engine)
+    assert (urlsplit(warehouse_url).password or "nothing") not in repr(engine)
 
 
 def test_a_light_connection_does_not_import_sqlalchemy(warehouse_url: str) -> None:
@@ -157,6 +157,8 @@ def failed(url: str) -> ConnectionFailed:
 
 
 def test_a_wrong_password_is_the_layer_login(warehouse_url: str) -> None:
+    if not urlsplit(warehouse_url).password:
+        pytest.skip("this server asks for no password")
     error = failed(changed(warehouse_url, password="wr0ng-passw0rd"))
     assert error.layer == "login"
     assert error.code == "DW-CONN-LOGIN"
