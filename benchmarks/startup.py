@@ -31,11 +31,11 @@ def measure(folder: Path, project: Path, peers: Path) -> dict[str, list[float] |
 def commands_to_time(project: Path, peers: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
     ours = str(Path(sys.executable).parent / "dw")
     sling = next(peers.parent.glob("lib/*/*/sling_*/bin/sling-*"), Path("sling"))
-    completion = {"_DW_COMPLETE": "complete_bash", "COMP_WORDS": "dw run ", "COMP_CWORD": "2"}
+    completion = {"_DW_COMPLETE": "bash", "DW_PROJECT": str(project)}
     return {
         "python -c pass": ([sys.executable, "-c", "pass"], {}),
         "dw --help": ([ours, "--help"], {}),
-        "dw run ⇥": ([ours], {**completion, "DW_PROJECT": str(project)}),
+        "dw run ⇥": ([ours, "--", "run", ""], completion),
         "dw status": ([ours, "-C", str(project), "status"], {}),
         "bare Typer application --help": ([sys.executable, "-c", BARE_TYPER, "--help"], {}),
         "sling --help": ([str(sling), "--help"], {}),
