@@ -14,7 +14,8 @@ from dwcli.connectors import Connector, create_connector
 from dwcli.contract import BATCH_BYTES
 from dwcli.errors import RunStopped
 from dwcli.events import Emit
-from dwcli.pipeline.runner import Job, RunOptions, attempt
+from dwcli.pipeline.record import Job, RunOptions
+from dwcli.pipeline.runner import attempt
 from dwcli.project import Pipeline, Project, connection_values, size_bytes
 from dwcli.warehouse.engine import make_engine
 
