@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from dwcli.events import (
     BatchLoaded,
@@ -33,11 +33,12 @@ from dwcli.events import (
     StageStarted,
 )
 from dwcli.render.console import console
-from dwcli.render.runs import STAGES, rate, summary
+from dwcli.render.runs import MARK_WIDTH, STAGES, Line, plain_line, rate, remark, summary
+from dwcli.render.tables import marked
 from dwcli.render.words import clock, compact, escape, size, thousands, width
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Console, Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -69,7 +70,7 @@ class Board:
 
     running: dict[str, Progress] = field(default_factory=dict)
     finished: int = 0
-    lines: list[Text] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -89,11 +90,11 @@ def note(board: Board, event: Event, now: float) -> None:
         case SchemaChanged():
             pass  # it stands in the result, and is said with it
         case Notice():
-            board.lines.append(_remark(event))
+            board.lines.append(remark(escape(event.pipeline), event.text))
         case RunFinished():
             board.running.pop(event.pipeline, None)
             board.finished += 1
-            board.lines.append(summary({"pipeline_name": event.pipeline, **event.result}))
+            board.lines += summary({**event.result, "pipeline_name": event.pipeline})
         case _:
             assert_never(event)
 
@@ -106,12 +107,6 @@ def _add(progress: Progress, stage: Stage, rows: int, bytes: int, now: float) ->
     progress.rows[stage] += rows
     progress.bytes[stage] += bytes
     progress.last[stage] = now
-
-
-def _remark(event: Notice) -> Text:
-    from rich.text import Text
-
-    return Text(f"      ! {escape(event.pipeline)}: {escape(event.text)}", style="yellow")
 
 
 # -- the listener --------------------------------------------------------------------------------------
@@ -137,8 +132,11 @@ def follow(mode: Mode, out: Console | None = None, planned: int = 1) -> Iterator
 def _say_lines(board: Board, out: Console) -> None:
     with board.lock:
         waiting, board.lines = board.lines, []
-    for line in waiting:
-        out.print(line, soft_wrap=not out.is_terminal)
+    for mark, body in waiting:
+        if out.is_terminal:
+            out.print(marked(mark, body, MARK_WIDTH))
+        else:
+            out.print(plain_line(mark, body), soft_wrap=True)
 
 
 @contextmanager
@@ -151,7 +149,7 @@ def _bars(board: Board, out: Console, planned: int) -> Iterator[Emit]:
 
     def draw() -> Group:
         with board.lock:
-            return view(board, out.width, out.height, planned, time.monotonic())
+            return view(board, out.width, out.height, planned)
 
     live = Live(
         console=out,
@@ -209,10 +207,10 @@ def _lines(board: Board, out: Console, every: float | None) -> Iterator[Emit]:
         _say_lines(board, out)
 
 
-def _line(progress: Progress) -> Text:
+def _line(progress: Progress) -> Line:
     from rich.text import Text
 
-    return Text(f"{datetime.now():%H:%M:%S} {log_line(progress)}")
+    return Text(""), Text(f"{datetime.now():%H:%M:%S} {log_line(progress)}")
 
 
 def log_line(progress: Progress) -> str:
@@ -227,18 +225,20 @@ def log_line(progress: Progress) -> str:
 # -- the view ------------------------------------------------------------------------------------------
 
 
-def view(board: Board, screen: int, height: int, planned: int, now: float) -> Group:
+def view(board: Board, screen: int, height: int, planned: int) -> Group:
     """The moving part of the screen: the running pipelines, and how many are done."""
     from rich.console import Group
     from rich.text import Text
 
     running = list(board.running.values())
-    small = screen < NARROW or 3 * len(running) > height - 3
-    shown = running[: max(1, height - 3)] if small else running
-    parts: list[Table | Text] = [_small(shown, screen) if small else _large(shown, screen, now)]
+    parts: list[Table | Text] = []
+    if running and (screen < NARROW or 3 * len(running) > height - 3):
+        parts.append(_small(running[: max(1, height - 3)], screen))
+    elif running:
+        parts.append(_large(running, screen))
     if planned > 1:
         parts.append(Text(f"{board.finished} of {planned} done", style="dim"))
-    return Group(*(parts if running else parts[1:]))
+    return Group(*parts)
 
 
 def _small(running: list[Progress], screen: int) -> Text:
@@ -265,56 +265,58 @@ def _cut(name: str, room: int) -> str:
     return set_cell_size(name, max(1, room - 2)).rstrip() + ".."
 
 
-def _large(running: list[Progress], screen: int, now: float) -> Table:
-    """Three lines per pipeline, one per stage; wider screens show more columns."""
-    from rich.progress_bar import ProgressBar
+#: What a wide screen shows beside the bar, each with the width it is given; a narrow one begins to do
+#: without from the end of `DROPPED`. Fixed widths keep the bars from jumping.
+FIGURES = {"amount": 14, "bytes": 7, "rate": 12, "part": 4, "left": 10}
+DROPPED = ("left", "rate", "bytes")
+SHORTEST_BAR, LONGEST_BAR = 10, 40
+
+
+def _large(running: list[Progress], screen: int) -> Table:
+    """Three lines per pipeline, one per stage; wider screens show more figures."""
     from rich.table import Table
-    from rich.text import Text
 
     name_room = min(max(width(escape(p.pipeline)) for p in running), screen // 4)
-    with_bytes, with_rate = screen >= 100, screen >= 76
-    bar = max(8, min(40, screen - name_room - (72 if with_bytes else 60 if with_rate else 42)))
+    shown, bar = _figures_that_fit(screen - name_room - len("extract") - 4)
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for index, right in enumerate((False, False, False, True, with_bytes, with_rate, False)):
-        if (index != 4 or with_bytes) and (index != 5 or with_rate):
-            grid.add_column(justify="right" if right else "left", no_wrap=True)
+    for room in (name_room, len("extract"), bar):
+        grid.add_column(width=room, no_wrap=True)
+    for figure in shown:
+        grid.add_column(width=FIGURES[figure], no_wrap=True, justify="left" if figure == "left" else "right")
     for progress in running:
         for stage in STAGES:
-            far = part_done(progress, stage)
-            waiting = not progress.rows[stage] and stage != progress.stage
-            cells: list[Any] = [
-                Text(_cut(escape(progress.pipeline), name_room) if stage == "extract" else ""),
-                Text(stage, style="dim" if waiting else ""),
-                Text("")
-                if waiting
-                else ProgressBar(
-                    total=None if far is None else 1.0,
-                    completed=far or 0.0,
-                    width=bar,
-                    pulse=far is None,
-                    animation_time=now,
-                ),
-                Text(
-                    "waiting" if waiting else f"{thousands(progress.rows[stage])} rows",
-                    style="dim" if waiting else "",
-                ),
-            ]
-            if with_bytes:
-                cells.append(Text(size(progress.bytes[stage]) if progress.bytes[stage] else ""))
-            if with_rate:
-                cells.append(Text(rate(progress.rows[stage], seconds_in(progress, stage))))
-            cells.append(Text(_outlook(progress, stage)))
-            grid.add_row(*cells)
+            name = _cut(escape(progress.pipeline), name_room) if stage == "extract" else ""
+            grid.add_row(name, *_stage_cells(progress, stage, bar, shown))
     return grid
 
 
-def _outlook(progress: Progress, stage: Stage) -> str:
-    far, left = part_done(progress, stage), time_left(progress, stage)
-    if not far:
-        return ""
-    if far == 1:
-        return "done"
-    return f"{far:.0%}" + (f"  {clock(left)} left" if left is not None else "")
+def _figures_that_fit(room: int) -> tuple[list[str], int]:
+    """Which figures stand beside the bar, and how long it is."""
+    shown, droppable = list(FIGURES), list(DROPPED)
+    while (bar := room - sum(FIGURES[name] + 2 for name in shown)) < SHORTEST_BAR and droppable:
+        shown.remove(droppable.pop())
+    return shown, max(1, min(LONGEST_BAR, bar))
+
+
+def _stage_cells(progress: Progress, stage: Stage, bar: int, shown: list[str]) -> list[RenderableType]:
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    rows, far, left = progress.rows[stage], part_done(progress, stage), time_left(progress, stage)
+    if not rows and stage != progress.stage:
+        return [Text(stage, style="dim"), Text("waiting", style="dim")]
+    done = far == 1
+    figures = {
+        "amount": f"{thousands(rows)} rows",
+        "bytes": size(progress.bytes[stage]) if progress.bytes[stage] else "",
+        "rate": rate(rows, seconds_in(progress, stage)),
+        "part": f"{far:.0%}" if far is not None and rows else "",
+        "left": "done" if done else f"{clock(left)} left" if left is not None else "",
+    }
+    moving = ProgressBar(
+        total=None if far is None else 1.0, completed=far or 0.0, width=bar, pulse=far is None
+    )
+    return [Text(stage), moving, *(Text(figures[name]) for name in shown)]
 
 
 def part_done(progress: Progress, stage: Stage) -> float | None:

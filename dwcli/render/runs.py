@@ -29,6 +29,10 @@ STAGES: tuple[Stage, ...] = ("extract", "stage", "load")
 State = Literal["ok", "FAILED", "STALE", "running", "never"]
 STYLES = {"ok": "green", "FAILED": "bold red", "STALE": "yellow", "running": "cyan", "never": "dim"}
 
+#: A mark such as `ok`, and what it says; printed as two columns, so that long text hangs under itself.
+Line = tuple["Text", "Text"]
+MARK_WIDTH = 6
+
 #: Characters of a run id that are shown and accepted; the whole id stands in JSON and in the detail.
 SHORT_ID = 8
 
@@ -41,23 +45,31 @@ def short_id(run_id: str) -> str:
 # -- the end of a run ----------------------------------------------------------------------------------
 
 
-def summary(result: Mapping[str, Any], margin: int = 0) -> Text:
-    """The permanent lines of one finished run, from its result.
-
-    margin: cells to give the name, so that several runs stand in columns.
-    """
+def summary(result: Mapping[str, Any]) -> list[Line]:
+    """The permanent lines of one finished run, from its result."""
     from rich.text import Text
 
-    ok = result.get("status") == "success"
     name = escape(str(result.get("pipeline_name", "")))
-    text = Text("ok    " if ok else "FAIL  ", style=STYLES["ok" if ok else "FAILED"])
-    text.append(f"{name:<{margin}}  ", style="default")
-    text.append(_what_was_loaded(result) if ok else _what_went_wrong(result), style="default")
-    for change in result.get("schema_changes") or []:
-        text.append(f"\n      ! {name}: {escape(str(change))}", style="yellow")
-    for note, number in (result.get("values_changed") or {}).items():
-        text.append(f"\n      ! {name}: {escape(str(note))} ({number:,})", style="yellow")
-    return text
+    if result.get("status") == "success":
+        lines = [(Text("ok", style=STYLES["ok"]), Text(f"{name}  {_what_was_loaded(result)}"))]
+    else:
+        lines = [(Text("FAIL", style=STYLES["FAILED"]), Text(f"{name}  {_what_went_wrong(result)}"))]
+    lines += [remark(name, str(change)) for change in result.get("schema_changes") or []]
+    changed = result.get("values_changed") or {}
+    return lines + [remark(name, f"{why} ({number:,})") for why, number in changed.items()]
+
+
+def plain_line(mark: Text, body: Text) -> str:
+    """A line for a log: not folded, the mark in its column."""
+    indented = body.plain.replace("\n", "\n" + " " * MARK_WIDTH)
+    return f"{mark.plain:<{MARK_WIDTH}}{indented}" if mark.plain else indented
+
+
+def remark(name: str, text: str) -> Line:
+    """A line that says what is no failure and should still be known."""
+    from rich.text import Text
+
+    return Text("!", style="yellow"), Text(f"{name}: {escape(text)}", style="yellow")
 
 
 def _what_was_loaded(result: Mapping[str, Any]) -> str:
@@ -85,11 +97,11 @@ def _what_went_wrong(result: Mapping[str, Any]) -> str:
     read = result.get("rows_read")
     after = f"stopped after {count(read, 'row')}; " if read else ""
     lines = [f"{after}warehouse table unchanged"]
-    lines += [f"      {escape(str(error[part]))}" for part in ("message", "why") if error.get(part)]
+    lines += [escape(str(error[part])) for part in ("message", "why") if error.get(part)]
     if error.get("hint"):
-        lines.append(f"      fix: {escape(str(error['hint']))}")
+        lines.append(f"fix: {escape(str(error['hint']))}")
     if result.get("run_id"):
-        lines.append(f"      details: dw audit {short_id(str(result['run_id']))}")
+        lines.append(f"details: dw audit {short_id(str(result['run_id']))}")
     return "\n".join(lines)
 
 

@@ -147,6 +147,17 @@ def fields(pairs: Iterable[tuple[str, Any]], screen: int) -> RenderableType:
     return grid
 
 
+def marked(mark: Text, body: Text, margin: int) -> RenderableType:
+    """A line that begins with a mark; what does not fit goes on under the body, not under the mark."""
+    from rich.table import Table
+
+    grid = Table.grid()
+    grid.add_column(width=margin, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, body)
+    return grid
+
+
 # -- for programs --------------------------------------------------------------------------------------
 
 TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
