@@ -1,1 +1,8 @@
-"""pipeline"""
+"""The way of the data, told as one run."""
+
+from __future__ import annotations
+
+from dwcli.pipeline.project import run_project
+from dwcli.pipeline.runner import RunOptions, run_pipeline
+
+__all__ = ["RunOptions", "run_pipeline", "run_project"]

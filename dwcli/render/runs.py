@@ -320,3 +320,21 @@ def next_step(standings: Sequence[Standing]) -> str:
 def rate(rows: float, seconds: float) -> str:
     """`212k rows/s`; "" before there is anything to measure."""
     return f"{compact(rows / seconds)} rows/s" if seconds > 0 and rows else ""
+
+
+def summary_text(result: Mapping[str, Any]) -> str:
+    """The permanent lines of one run as plain text."""
+    return "\n".join(plain_line(mark, body) for mark, body in summary(result))
+
+
+def after_runs(results: Sequence[Mapping[str, Any]]) -> str:
+    """The command to type after runs: about the first failure; "" when all went well."""
+    for result in results:
+        if result.get("status") != "success":
+            error = result.get("error") or {}
+            source, _, _ = str(result.get("pipeline_name", "")).partition(".")
+            if str(error.get("code") or "").startswith("DW-CONN"):
+                return f"dw test-connection {source}"
+            hint = str(error.get("hint") or "")
+            return hint if hint.startswith("dw ") else f"dw audit {short_id(str(result.get('run_id', '')))}"
+    return ""

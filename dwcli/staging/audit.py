@@ -220,7 +220,8 @@ def latest_runs(connection: psycopg.Connection, per_pipeline: int = 7) -> dict[s
     """The latest runs of every pipeline, newest first, by the pipeline's name."""
     query = """
         select * from (
-            select *, row_number() over (partition by pipeline_name order by started_at desc, id desc) as place
+            select *, row_number()
+                over (partition by pipeline_name order by started_at desc, id desc) as place
             from etl_audit_log) as numbered
         where place <= %(per_pipeline)s order by pipeline_name, place
     """

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, text
 
 from dwcli.errors import SchemaRefused
 from dwcli.log import get_logger
+from dwcli.staging.audit import LOCK_KEY
 from dwcli.staging.frames import EXACT_DOUBLE, Types
 
 log = get_logger(__name__)
@@ -89,10 +90,7 @@ def frame_types(frame: pl.DataFrame, declared: Mapping[str, str]) -> Types:
     """The PostgreSQL type of every column of a frame: the declared one, else the dtype's."""
     found: Types = {}
     for name, dtype in frame.schema.items():
-        plain = postgres_type(dtype)
-        wanted = canonical(declared[name]) if name in declared else plain
-        # A column of NULLs alone decides nothing, unless the source declared its type.
-        found[name] = wanted
+        found[name] = canonical(declared[name]) if name in declared else postgres_type(dtype)
     return found
 
 
@@ -244,7 +242,7 @@ class Change:
     """One change of a table's schema: in words, and the DDL that made it."""
 
     words: str
-    ddl: str
+    ddl: sql.Composed
 
 
 @contextlib.contextmanager
@@ -342,6 +340,12 @@ def read_table(connection: psycopg.Connection, schema: str, name: str) -> Table 
 
 def ensure_catalogue(connection: psycopg.Connection) -> None:
     """Make the tables in which dw keeps what it knows about columns and every DDL it ran."""
+    found = connection.execute(
+        "select to_regclass('etl_columns'), to_regclass('etl_schema_history')"
+    ).fetchone()
+    if found and None not in found:
+        return
+    connection.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY,))
     connection.execute(
         """
         create table if not exists etl_columns (
@@ -392,7 +396,7 @@ def _create(
     if schema != "public":
         connection.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
     run_ddl(connection, ddl, table)
-    change = Change(f"new table {name}", ddl.as_string(connection))
+    change = Change(f"new table {name}", ddl)
     note_columns(connection, table)
     note_changes(connection, table, [change], run_id)
     return table, [change]
@@ -428,41 +432,51 @@ def evolve(
     run_id: str | None = None,
 ) -> tuple[Table, list[Change]]:
     """Add the columns a table lacks and widen those that are too narrow, in place."""
-    names = fold_names(types, _known_names(table, types), [*table.columns, *ADDED_COLUMNS])
-    columns = dict(table.columns)
-    changes: list[Change] = []
-    wanted = {names[source]: kind for source, kind in types.items()}
-    wanted |= {name: kind for name, kind in ADDED_COLUMNS.items() if name not in columns}
-    source_of = {column: source for source, column in names.items()}
-    for column, incoming in wanted.items():
-        if column not in columns:
-            changes.append(_add_column(connection, table, column, incoming))
-            columns[column] = incoming
-            continue
-        existing = columns[column]
-        if column in ADDED_COLUMNS:
-            continue
-        kind = wider(existing, incoming, _fits_double(frame, source_of.get(column, column)))
-        if kind != existing:
-            changes.append(_alter_column(connection, table, column, existing, kind))
-            columns[column] = kind
-    grown = Table(table.schema, table.name, columns, {**table.names, **names}, table.created)
+    grown, changes = planned(table, types, frame)
+    for change in changes:
+        run_ddl(connection, change.ddl, table)
     if grown != table:
         note_columns(connection, grown)
     note_changes(connection, grown, changes, run_id)
     return grown, changes
 
 
-def _known_names(table: Table, types: Iterable[str]) -> dict[str, str]:
-    """Names given before, and source names that are columns already (a table dw did not make)."""
+def planned(
+    table: Table, types: Mapping[str, str], frame: pl.DataFrame | None = None
+) -> tuple[Table, list[Change]]:
+    """What `evolve` would do, without doing it: the table as it would be, and the changes."""
+    names = names_for(table, types)
+    columns = dict(table.columns)
+    changes: list[Change] = []
+    for column, kind in ADDED_COLUMNS.items():
+        if column not in columns:
+            changes.append(_add_column(table, column, kind))
+            columns[column] = kind
+    for source, incoming in types.items():
+        column = names[source]
+        if column not in columns:
+            changes.append(_add_column(table, column, incoming))
+            columns[column] = incoming
+            continue
+        kind = wider(columns[column], incoming, _fits_double(frame, source))
+        if kind != columns[column]:
+            changes.append(_alter_column(table, column, columns[column], kind))
+            columns[column] = kind
+    return Table(table.schema, table.name, columns, {**table.names, **names}, table.created), changes
+
+
+def names_for(table: Table, sources: Iterable[str]) -> dict[str, str]:
+    """The column of each source name: as given before, or as it is in a table that dw did not make."""
+    sources = list(sources)
     known = dict(table.names)
-    taken = set(known.values())
-    for source in types:
+    taken = set(known.values()) | set(ADDED_COLUMNS)
+    for source in sources:
         for column in (source, fold_name(source)):
-            if source not in known and column in table.columns and column not in (taken | set(ADDED_COLUMNS)):
+            if source not in known and column in table.columns and column not in taken:
                 known[source] = column
                 taken.add(column)
-    return known
+    given = fold_names(sources, known, [*table.columns, *ADDED_COLUMNS])
+    return {source: given[source] for source in sources}
 
 
 def _fits_double(frame: pl.DataFrame | None, column: str) -> bool:
@@ -473,20 +487,16 @@ def _fits_double(frame: pl.DataFrame | None, column: str) -> bool:
     return low is None or (int(low) >= -EXACT_DOUBLE and int(high) <= EXACT_DOUBLE)  # type: ignore[arg-type]
 
 
-def _add_column(connection: psycopg.Connection, table: Table, column: str, kind: str) -> Change:
+def _add_column(table: Table, column: str, kind: str) -> Change:
     ddl = sql.SQL("alter table {} add column {}").format(table.identifier, _definitions({column: kind}))
-    run_ddl(connection, ddl, table)
-    return Change(f"new column {column} ({_shown(kind)})", ddl.as_string(connection))
+    return Change(f"new column {column} ({_shown(kind)})", ddl)
 
 
-def _alter_column(
-    connection: psycopg.Connection, table: Table, column: str, existing: str, kind: str
-) -> Change:
+def _alter_column(table: Table, column: str, existing: str, kind: str) -> Change:
     ddl = sql.SQL("alter table {} alter column {} type {} using {}").format(
         table.identifier, sql.Identifier(column), type_sql(kind), cast_sql(column, existing, kind)
     )
-    run_ddl(connection, ddl, table)
-    return Change(f"column {column}: {_shown(existing)} is now {_shown(kind)}", ddl.as_string(connection))
+    return Change(f"column {column}: {_shown(existing)} is now {_shown(kind)}", ddl)
 
 
 def _shown(kind: str) -> str:
@@ -559,5 +569,5 @@ def note_changes(
         connection.execute(
             "insert into etl_schema_history (run_id, table_schema, table_name, change, ddl)"
             " values (%s, %s, %s, %s, %s)",
-            (run_id, table.schema, table.name, change.words, change.ddl),
+            (run_id, table.schema, table.name, change.words, change.ddl.as_string(connection)),
         )

@@ -65,7 +65,8 @@ def ensure_state_tables(connection: psycopg.Connection) -> str:
         return made
     if found[1] > SCHEMA_VERSION:
         raise WarehouseError(
-            f"this warehouse belongs to a newer dw (its tables have form {found[1]}, this dw knows {SCHEMA_VERSION})",
+            "this warehouse belongs to a newer dw",
+            why=f"its tables have form {found[1]}, this dw knows {SCHEMA_VERSION}",
             hint="pip install --upgrade dwcli",
         )
     return str(found[0])
@@ -128,10 +129,15 @@ def write_receipt(
     )
 
 
-def receipts(connection: psycopg.Connection, pipeline_name: str) -> set[str]:
-    """The run ids of a pipeline's snapshots that are in the warehouse."""
-    rows = connection.execute("select run_id from etl_load where pipeline_name = %s", (pipeline_name,))
+def loaded_snapshots(connection: psycopg.Connection, pipeline_name: str) -> set[str]:
+    """The manifests, by path within the lake, of a pipeline's snapshots that are in the warehouse."""
+    rows = connection.execute("select snapshot from etl_load where pipeline_name = %s", (pipeline_name,))
     return {row[0] for row in rows}
+
+
+def was_loaded(connection: psycopg.Connection, run_id: str) -> bool:
+    """Whether a run's receipt is there: its transaction has committed."""
+    return connection.execute("select 1 from etl_load where run_id = %s", (run_id,)).fetchone() is not None
 
 
 def wider_cursor(connection: psycopg.Connection, kind: str, one: str | None, other: str | None) -> str | None:
