@@ -74,8 +74,9 @@ def frame_of_types(name: str, arrays: dict[str, Any], types: dict[str, str], row
     import polars as pl
     import pyarrow as pa
 
-    frame = pl.DataFrame(pa.table(arrays)) if arrays else pl.DataFrame()
-    return Frame(frame.with_columns(pl.repeat(name, rows, dtype=pl.String).alias(SOURCE_PATH)), types)
+    paths = pl.repeat(name, rows, dtype=pl.String, eager=True).alias(SOURCE_PATH)
+    columns = pl.DataFrame(pa.table(arrays)).get_columns() if arrays else []
+    return Frame(pl.DataFrame([*columns, paths]), types)
 
 
 def unique_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 from itertools import chain
@@ -34,6 +34,10 @@ MAX_DEPTH = 8_000
 _WHITESPACE = b" \t\r\n"
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _OUTSIDE_STRINGS = re.compile(rb'("(?:[^"\\]|\\.)*")|[ \t\r\n]+', re.DOTALL)
+_LONE_SURROGATE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 _BYTE = re.compile(r" \(byte (\d+)\)")
 
 
@@ -213,6 +217,9 @@ def _decode(source: Source, piece: Piece, cut_off: bool = False) -> list[dict[st
     except msgspec.DecodeError as error:
         if cut_off and "truncated" in str(error):
             return []
+        mended = _LONE_SURROGATE.sub(_spelled, piece.text) if "escape" in str(error) else piece.text
+        if mended != piece.text:
+            return _decode(source, replace(piece, text=mended), cut_off)
         raise _malformed(source, piece, str(error)) from None
     except RecursionError:
         raise SourceData(
@@ -242,6 +249,11 @@ def _decoded_to_depth(decoder: Any, piece: Piece) -> list[Any]:
     elements = msgspec.json.Decoder(list[decoder.type])
     found: list[Any] = elements.decode(b"[" + piece.text + b"]")
     return found
+
+
+def _spelled(escape: re.Match[bytes]) -> bytes:
+    """Half of a surrogate pair is no character: its escape becomes the text that it is written with."""
+    return b"\\\\" + escape[1] if escape[1] else escape[0]
 
 
 def _malformed(source: Source, piece: Piece, why: str) -> SourceData:
@@ -345,9 +357,8 @@ def _text(value: bytes) -> bytes:
         return value
     if b"\\" not in value:
         return value[1:-1]
-    # half of a surrogate pair is no character: it stays as it is spelled
     text: str = json.loads(value)
-    return text.encode("utf-8", "backslashreplace")
+    return text.encode()
 
 
 def _compact(value: bytes) -> bytes:

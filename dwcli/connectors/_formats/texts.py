@@ -24,6 +24,7 @@ spelled as PostgreSQL prints it: '1.5' beside '1.25' may read '1.50', a timestam
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ _NUMBERS = ("bigint", "numeric", "double")
 #: The next kind to try when a value contradicts one; text when there is none.
 _WIDER = {"bigint": "numeric", "double": "numeric", "date": "naive"}
 _SAMPLE = 50
+_DECIMAL_DIGITS = 38
 #: PostgreSQL's numeric ends there (131,072 digits before the point, 16,383 after it).
 _NUMERIC_DIGITS = (131_072, 16_383)
 
@@ -209,12 +211,14 @@ def _numerics(texts: pa.Array, values: pa.Array) -> pa.Array | None:
         values, texts = written, _put_back(texts, written)
     if not _canonical(values, whole=False) or _has_negative_zero(values):
         return None
-    try:
-        return texts.cast(pa.decimal128(38, _scale(values)))
-    except pa.ArrowInvalid:
-        spelled = pc.match_substring_regex(values, r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?$")
-        # more digits than an Arrow decimal has: PostgreSQL's numeric takes them from the text
-        return texts if pc.all(spelled).as_py() and _all_fit_numeric(values) else None
+    whole, scale = _digits(values)
+    # Arrow reads a number that needs more digits than its decimal has as a wrong one, without a word
+    if whole + scale <= _DECIMAL_DIGITS:
+        with suppress(pa.ArrowInvalid):
+            return texts.cast(pa.decimal128(_DECIMAL_DIGITS, scale))
+    # no number, or more digits than an Arrow decimal has: PostgreSQL's numeric takes them from the text
+    spelled = pc.match_substring_regex(values, r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?$")
+    return texts if pc.all(spelled).as_py() and _all_fit_numeric(values) else None
 
 
 def _has_exponent(values: pa.Array) -> bool:
@@ -223,20 +227,22 @@ def _has_exponent(values: pa.Array) -> bool:
     return bool(((used | 0x20) == ord("e")).any())
 
 
-def _scale(values: pa.Array) -> int:
-    """The largest number of digits after a point."""
+def _digits(values: pa.Array) -> tuple[int, int]:
+    """The largest numbers of digits before and after a point; signs may be counted as digits before it."""
     import numpy as np
 
     starts, lengths, data = _buffers(values)
     first, end = int(starts[0]), int(starts[-1] + lengths[-1])
     points = np.flatnonzero(data[first:end] == ord(".")) + first
     if not len(points):
-        return 0
+        return int(lengths.max()), 0
     if len(points) == len(values):
         rows: Any = slice(None)
     else:
         rows = np.searchsorted(starts, points, side="right") - 1
-    return max(0, min(38, int((starts[rows] + lengths[rows] - points - 1).max())))
+    fractions = np.zeros(len(values), np.int32)
+    fractions[rows] = starts[rows] + lengths[rows] - points
+    return int((lengths - fractions).max()), max(0, int(fractions.max()) - 1)
 
 
 def _has_negative_zero(values: pa.Array) -> bool:
