@@ -28,6 +28,9 @@ Every error a user can meet is one of these. It has three parts: what happened (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class DwError(Exception):
     """Something went wrong."""
@@ -183,3 +186,11 @@ class RunStopped(DwError):
 
     code = "DW-STOPPED"
     exit_code = 130
+
+    def __init__(
+        self, message: str = "", results: Sequence[dict[str, Any]] = (), exit_code: int = 130
+    ) -> None:
+        """results: what the runs before the signal came to; exit_code: 130 for Ctrl-C, 143 for SIGTERM."""
+        super().__init__(message)
+        self.results = list(results)
+        self.exit_code = exit_code

@@ -1,1 +1,9 @@
-"""pipeline"""
+"""The way of the data, told as one run."""
+
+from __future__ import annotations
+
+from dwcli.pipeline.project import run_project
+from dwcli.pipeline.record import RunOptions
+from dwcli.pipeline.runner import run_pipeline
+
+__all__ = ["RunOptions", "run_pipeline", "run_project"]

@@ -1,0 +1,81 @@
+"""Work that runs ahead of whoever needs it, in a thread, by a bounded number of pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from typing import TypeVar
+
+Piece = TypeVar("Piece")
+
+#: How often a blocked worker looks whether it is still wanted.
+PATIENCE_SECONDS = 0.2
+JOIN_SECONDS = 5.0
+
+
+def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, None]:
+    """Yield the pieces in order while a thread makes the next ones, at most `depth` waiting.
+
+    An exception from `pieces` is raised here, in its place. Closing this generator stops the thread
+    and closes `pieces` in the thread that ran it.
+    """
+    waiting: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
+    unwanted = threading.Event()
+    worker = threading.Thread(target=_work, args=(pieces, waiting, unwanted), daemon=True, name="dw-ahead")
+    worker.start()
+    try:
+        while True:
+            kind, value = waiting.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                assert isinstance(value, BaseException)
+                raise value
+            yield value  # type: ignore[misc]  # what `_work` puts beside "piece" is a Piece
+    finally:
+        unwanted.set()
+        _drain(waiting)
+        worker.join(JOIN_SECONDS)
+
+
+def _work(
+    pieces: Iterable[Piece], waiting: queue.Queue[tuple[str, object]], unwanted: threading.Event
+) -> None:
+    try:
+        with contextlib.closing(_closable(pieces)) as running:
+            for piece in running:
+                if not _put(waiting, ("piece", piece), unwanted):
+                    return
+        _put(waiting, ("end", None), unwanted)
+    except BaseException as error:
+        _put(waiting, ("error", error), unwanted)
+
+
+def _closable(pieces: Iterable[Piece]) -> Generator[Piece, None, None]:
+    """`pieces` as a generator, which can be closed, and closes what is beneath it."""
+    try:
+        yield from pieces
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
+
+
+def _put(
+    waiting: queue.Queue[tuple[str, object]], entry: tuple[str, object], unwanted: threading.Event
+) -> bool:
+    while not unwanted.is_set():
+        try:
+            waiting.put(entry, timeout=PATIENCE_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+def _drain(waiting: queue.Queue[tuple[str, object]]) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            waiting.get_nowait()

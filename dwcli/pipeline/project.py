@@ -1,0 +1,103 @@
+"""Running a project's pipelines: one after the other, or several at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dwcli.connectors import Connector, create_connector
+from dwcli.contract import BATCH_BYTES
+from dwcli.errors import RunStopped
+from dwcli.events import Emit
+from dwcli.pipeline.record import Job, RunOptions
+from dwcli.pipeline.runner import attempt
+from dwcli.project import Pipeline, Project, connection_values, size_bytes
+from dwcli.warehouse.engine import make_engine
+
+#: Parts of the memory a run may take that one batch may be: some five are under way at once, in up to
+#: three forms, beside what Python and its libraries take.
+BATCHES_IN_MEMORY = 64
+
+
+def run_project(
+    project: Project, pipelines: Sequence[Pipeline], warehouse_url: str, options: RunOptions, emit: Emit
+) -> list[dict[str, Any]]:
+    """Run these pipelines. Returns one result each, in their order; a failure is a result, not an error.
+
+    With `fail_fast`, pipelines after the first failure are not begun and have no result. Raises
+    RunStopped, with the results so far as `results`, when a signal ended it.
+    """
+    engine = make_engine(warehouse_url)
+    jobs = [job_of(project, pipeline, max(1, options.jobs)) for pipeline in pipelines]
+    results: list[dict[str, Any]] = []
+    try:
+        if options.jobs > 1 and len(jobs) > 1:
+            with ThreadPoolExecutor(options.jobs, "dw-job") as pool:
+                futures = [pool.submit(attempt, job, engine, options, emit) for job in jobs]
+                outcomes = (future.result() for future in futures)
+                for result, _ in outcomes:
+                    results.append(result)
+            return results
+        for job in jobs:
+            result, error = attempt(job, engine, options, emit)
+            results.append(result)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise _stopped(error, results) from error
+            if error is not None and options.fail_fast:
+                break
+        return results
+    finally:
+        engine.dispose()
+
+
+def _stopped(error: BaseException, results: list[dict[str, Any]]) -> RunStopped:
+    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130
+    text = "stopped; the run under way was rolled back, what was loaded before it stays"
+    return RunStopped(text, results, code)
+
+
+def job_of(project: Project, pipeline: Pipeline, jobs: int = 1) -> Job:
+    """A pipeline of a project as something that can run."""
+    config = pipeline.config
+    batch_bytes = min(
+        BATCH_BYTES, max(64 * 1024, size_bytes(project.config.memory) // BATCHES_IN_MEMORY // jobs)
+    )
+
+    def connector() -> Connector:
+        values = connection_values(project, pipeline.source)
+        return create_connector({"batch_bytes": batch_bytes} | values)
+
+    return Job(
+        pipeline=pipeline.full_name,
+        source=pipeline.source.name,
+        lake_name=pipeline.full_name,
+        connector=connector,
+        query=config.query or pipeline.name,
+        schema=pipeline.schema,
+        table=pipeline.target,
+        lake=project.lake,
+        write=config.write,
+        key=tuple(config.key),
+        cursor=config.cursor,
+        cursor_nulls=config.cursor_nulls,
+        lookback=config.lookback,
+        columns=config.columns,
+        contract=config.contract,
+        config_hash=config_hash(pipeline),
+        command=shlex.join(["dw", *sys.argv[1:]]),
+    )
+
+
+def config_hash(pipeline: Pipeline) -> str:
+    """Tells whether two runs had the same configuration; secrets are in it as references only."""
+    said = {
+        "protocol": pipeline.source.protocol,
+        "connection": dict(pipeline.source.connection),
+        "pipeline": pipeline.config.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]

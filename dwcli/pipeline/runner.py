@@ -1,0 +1,372 @@
+"""The story of one run, from the source to the committed table.
+
+1. Take the pipeline's lock; close the audit rows of runs that died; write this run's own, `running`.
+2. Load complete snapshots that have no receipt: a crash between lake and warehouse heals here.
+3. Read from where the state says. Each batch is written to the lake and copied into the warehouse's
+   open transaction while the next one is being read.
+4. Write the manifest: the snapshot is complete.
+5. In the one transaction: finish the load, cursor, receipt, audit row; COMMIT. Then tell the source.
+
+Nothing else decides what the next run does, so a run can be killed at any line of this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from dwcli.connectors import Connector, create_connector, secrets_of
+from dwcli.contract import Cursor
+from dwcli.errors import (
+    DwError,
+    PipelineLocked,
+    SourceError,
+)
+from dwcli.events import (
+    Emit,
+    RunFinished,
+    RunStarted,
+    StageStarted,
+    ignore,
+)
+from dwcli.log import get_logger
+from dwcli.pipeline.cursor import settle_cursor, where_to_begin
+from dwcli.pipeline.pending import load_pending
+from dwcli.pipeline.pump import pump
+from dwcli.pipeline.record import (
+    Job,
+    Run,
+    RunOptions,
+    audit,
+    explained,
+    result_of,
+    tell_changes,
+    warehouse_error,
+)
+from dwcli.staging import (
+    ensure_audit_table,
+    load_parquet_files_to_dw,
+    write_ingestion_result_to_parquet,
+)
+from dwcli.staging.audit import mark_interrupted
+from dwcli.staging.dw_schema import ensure_catalogue, is_postgres, raw
+from dwcli.staging.loader import finish_load, open_load
+from dwcli.staging.plan import Counts, Load, LoadPlan
+from dwcli.staging.state import (
+    State,
+    ensure_state_tables,
+    read_state,
+    was_loaded,
+    write_receipt,
+    write_state,
+)
+from dwcli.staging.writer import (
+    MANIFEST,
+    Manifest,
+    discard_snapshot,
+    source_folder,
+    staged_file,
+    sweep,
+    write_manifest,
+)
+
+log = get_logger(__name__)
+
+
+def run_pipeline(
+    connector_config: dict[str, Any],
+    query: str,
+    source_name: str,
+    target_table: str,
+    lake_path: str,
+    dw_engine: Engine,
+    schema: str = "public",
+    pipeline_name: str = "default",
+) -> dict[str, Any]:
+    """Read a source, keep what it read in the lake, append it to a table, and audit the run.
+
+    Returns run_id, status, rows_loaded, parquet_files and duration_seconds, and the other fields of
+    `dw run --json`. A source that answers without success gives status `failure`; every other error
+    is raised, after the failure has been written to etl_audit_log and the table left as it was.
+    """
+    job = Job(
+        pipeline=pipeline_name,
+        source=source_name,
+        lake_name=source_name,
+        connector=lambda: create_connector(connector_config),
+        query=query,
+        schema=schema,
+        table=target_table,
+        lake=Path(lake_path),
+    )
+    result, error = attempt(job, dw_engine, RunOptions(), ignore)
+    if error is not None:
+        raise error
+    return result
+
+
+def attempt(
+    job: Job, engine: Engine, options: RunOptions, emit: Emit
+) -> tuple[dict[str, Any], BaseException | None]:
+    """Run a job once. Returns its result, and the error if it failed: nothing is raised.
+
+    The table is then as it was, and etl_audit_log says why (where the warehouse can be reached).
+    """
+    run = Run(job, options, emit)
+    error: BaseException | None = None
+    try:
+        if is_postgres(engine):
+            _run_to_postgres(run, engine)
+        else:
+            _run_plainly(run, engine)
+    except BaseException as caught:
+        error = caught
+    result = result_of(run, explained(error, run) if error is not None else None)
+    emit(RunFinished(job.pipeline, result))
+    if isinstance(error, DwError):
+        error = explained(error, run)
+    return result, None if isinstance(error, _SourceAnsweredFailure) else error
+
+
+class _SourceAnsweredFailure(SourceError):
+    """The source answered without success."""
+
+
+# -- the run, in PostgreSQL ---------------------------------------------------------------------------
+
+
+def _run_to_postgres(run: Run, engine: Engine) -> None:
+    with contextlib.ExitStack() as stack:
+        run.warehouse_id = _prepare(engine)
+        data = stack.enter_context(engine.connect())
+        _take_lock(run, data)
+        control = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+        mark_interrupted(raw(control), run.job.pipeline)
+        audit(run, control, "running")
+        try:
+            _load_and_commit(run, data)
+        except BaseException as error:
+            _undo(run, data)
+            if run.committing and _is_committed(run, engine):
+                log.warning("the COMMIT's answer was lost, but it had happened")
+                return
+            with contextlib.suppress(Exception):
+                audit(run, control, "failure", explained(error, run))
+            raise
+
+
+def _prepare(engine: Engine) -> str:
+    """Make dw's own tables where they are missing. Returns the warehouse's id."""
+    try:
+        ensure_audit_table(engine)
+        with engine.begin() as connection:
+            warehouse_id = ensure_state_tables(raw(connection))
+            ensure_catalogue(raw(connection))
+    except Exception as error:
+        raise warehouse_error(error) from error
+    return warehouse_id
+
+
+def _take_lock(run: Run, data: Connection) -> None:
+    """Hold the pipeline for as long as this session lives. Raises PipelineLocked, naming the holder."""
+    session = raw(data)
+    key = int.from_bytes(hashlib.sha256(run.job.pipeline.encode()).digest()[:8], signed=True)
+    session.execute(
+        "select set_config('application_name', %s, false)", (f"dw {run.id[:8]} {run.job.pipeline}"[:63],)
+    )
+    row = session.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone()
+    if not row or not row[0]:
+        holder = session.execute(
+            """
+            select split_part(application_name, ' ', 2), round(extract(epoch from now() - backend_start))
+            from pg_locks join pg_stat_activity using (pid)
+            where locktype = 'advisory' and granted and objsubid = 1
+              and (classid::bigint << 32 | objid::bigint) = %s
+            """,
+            (key,),
+        ).fetchone()
+        who = f" (run {holder[0]}, for {holder[1]} s)" if holder else ""
+        raise PipelineLocked(
+            f"{run.job.pipeline} is already running{who}",
+            hint="wait until it is done: dw status",
+        )
+    data.commit()
+
+
+def _load_and_commit(run: Run, data: Connection) -> None:
+    job = run.job
+    folder = source_folder(job.lake, run.protocol or _protocol(run), job.lake_name)
+    sweep(folder)
+    load_pending(run, data, folder)
+    state = read_state(raw(data), job.pipeline)
+    data.commit()
+    with _connected(run) as connector:
+        cursor, plan = where_to_begin(run, raw(data), state)
+        result = (
+            connector.fetch_data(job.query, cursor) if cursor != Cursor() else connector.fetch_data(job.query)
+        )
+        if not result.success:
+            raise _SourceAnsweredFailure(result.error or "the source answered without success")
+        _announce(run, connector, cursor)
+        load = open_load(raw(data), job.schema, job.table, plan)
+        pump(run, result, load)
+        state = settle_cursor(run, load, state, cursor)
+        manifest = _complete_snapshot(run, plan, state, cursor)
+        _finish(run, load, manifest, state, data)
+        _commit(run, data)
+        connector.acknowledge(run.position)
+    if run.marker is not None:
+        run.marker.unlink(missing_ok=True)
+
+
+def _protocol(run: Run) -> str:
+    run.protocol = run.job.connector().protocol
+    return run.protocol
+
+
+@contextlib.contextmanager
+def _connected(run: Run) -> Iterator[Connector]:
+    connector = run.job.connector()
+    run.secrets = secrets_of(connector.config) if hasattr(type(connector.config), "model_fields") else []
+    try:
+        connector.connect()
+        yield connector
+    finally:
+        connector.close()
+
+
+def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
+    """Tell what is to come; totals are known only when everything is read."""
+    rows = size = None
+    if cursor.start is None and cursor.position is None and run.options.limit is None:
+        with contextlib.suppress(DwError):
+            resource = connector.describe(run.job.query)
+            rows, size = resource.row_estimate, resource.bytes_estimate
+    run.emit(RunStarted(run.job.pipeline, run.id, f"{run.job.schema}.{run.job.table}", rows, size))
+
+
+# -- the end of a run ---------------------------------------------------------------------------------
+
+
+def _complete_snapshot(run: Run, plan: LoadPlan, state: State, cursor: Cursor) -> Path | None:
+    """Write the manifest. From here on the snapshot can be loaded without the source."""
+    job = run.job
+    if run.marker is None or not run.files:
+        return None
+    manifest = Manifest(
+        run_id=run.id,
+        pipeline=job.pipeline,
+        protocol=run.protocol,
+        warehouse_id=run.warehouse_id,
+        schema=job.schema,
+        table=job.table,
+        write=plan.write,
+        key=plan.key,
+        cursor=plan.cursor,
+        cursor_from=cursor.start,
+        cursor_to=state.value,
+        cursor_type=state.type,
+        position=state.position,
+        replaces=tuple(run.replaces),
+        fresh=plan.fresh,
+        files=tuple(run.files),
+        rows=run.rows_read,
+        written_at=datetime.now(UTC).isoformat(),
+        values_changed=run.values_changed,
+    )
+    path = run.marker.with_name(run.marker.stem + MANIFEST)
+    write_manifest(manifest, path)
+    run.snapshot = str(path.relative_to(job.lake))
+    return path
+
+
+def _finish(run: Run, load: Load, manifest: Path | None, state: State, data: Connection) -> None:
+    """The last of the one transaction: rows, cursor, receipt, audit row."""
+    job = run.job
+    run.emit(StageStarted(job.pipeline, "load"))
+    began = time.monotonic()
+    run.counts = finish_load(load)
+    run.seconds["load"] += time.monotonic() - began
+    tell_changes(run, load)
+    session = raw(data)
+    write_state(session, job.pipeline, run.id, state)
+    write_receipt(
+        session,
+        run.id,
+        job.pipeline,
+        f"{job.schema}.{job.table}",
+        run.snapshot or "",
+        len(run.files),
+        run.rows_read,
+        run.counts.rows,
+        run.cursor_from,
+        run.cursor_to,
+    )
+    audit(run, data, "success")
+
+
+def _commit(run: Run, data: Connection) -> None:
+    run.committing = True
+    data.commit()
+    run.committing = False
+
+
+def _undo(run: Run, data: Connection) -> None:
+    """Roll back, and forget the files of a snapshot whose COMMIT was never asked for."""
+    with contextlib.suppress(Exception):
+        data.rollback()
+    with contextlib.suppress(Exception):
+        data.close()
+    if run.committing:
+        return
+    if run.marker is not None:
+        with contextlib.suppress(OSError):
+            run.marker.with_name(run.marker.stem + MANIFEST).unlink(missing_ok=True)
+            discard_snapshot(run.marker)
+    run.files.clear()
+    run.snapshot = run.cursor_to = None
+    run.schema_changes.clear()
+
+
+def _is_committed(run: Run, engine: Engine) -> bool:
+    """Whether a COMMIT whose answer never came has happened after all."""
+    try:
+        with engine.connect() as connection:
+            return was_loaded(raw(connection), run.id)
+    except Exception:
+        return False  # the next run will find the snapshot, and look for its receipt again
+
+
+# -- the run, elsewhere -------------------------------------------------------------------------------
+
+
+def _run_plainly(run: Run, engine: Engine) -> None:
+    """The same steps into a database that is not PostgreSQL (SQLite): append, in one transaction."""
+    job = run.job
+    ensure_audit_table(engine)
+    try:
+        connector = job.connector()
+        run.protocol = str(connector.protocol)
+        connector.connect()
+        try:
+            result = connector.fetch_data(job.query)
+            if not result.success:
+                raise _SourceAnsweredFailure(result.error or "the source answered without success")
+            paths = write_ingestion_result_to_parquet(result, job.lake, job.lake_name)
+        finally:
+            connector.close()
+        run.files = [staged_file(Path(path), 0) for path in paths]
+        with engine.begin() as connection:
+            rows = load_parquet_files_to_dw(connection, paths, job.table, job.schema)
+            run.rows_read, run.counts = rows, Counts(rows, rows, 0, 0)
+            audit(run, connection, "success")
+    except BaseException as error:
+        audit(run, engine, "failure", explained(error, run))
+        raise

@@ -1,0 +1,246 @@
+"""etl_audit_log: what past runs did. One row per run, also for one that was killed.
+
+Nothing in here decides what the next run does: delete the log, and the next run behaves the same.
+This module imports neither polars nor SQLAlchemy at the top: `dw status` and `dw audit` read with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from dwcli.errors import NameUnknown
+
+if TYPE_CHECKING:
+    import psycopg
+    from sqlalchemy import Connection, Engine
+
+#: The user's own columns, then what dw adds at the end.
+COLUMNS = {
+    "run_id": "TEXT NOT NULL",
+    "pipeline_name": "TEXT NOT NULL",
+    "source_name": "TEXT NOT NULL",
+    "protocol": "TEXT NOT NULL",
+    "target_table": "TEXT NOT NULL",
+    "status": "TEXT NOT NULL",
+    "rows_loaded": "BIGINT",
+    "parquet_files": "INTEGER",
+    "error_message": "TEXT",
+    "started_at": "TIMESTAMP WITH TIME ZONE NOT NULL",
+    "finished_at": "TIMESTAMP WITH TIME ZONE",
+}
+DETAILS = {
+    "rows_read": "BIGINT",
+    "rows_inserted": "BIGINT",
+    "rows_updated": "BIGINT",
+    "rows_deleted": "BIGINT",
+    "rows_rejected": "BIGINT",
+    "bytes_staged": "BIGINT",
+    "cursor_from": "TEXT",
+    "cursor_to": "TEXT",
+    "seconds": "JSONB",
+    "schema_changes": "JSONB",
+    "values_changed": "JSONB",
+    "error_code": "TEXT",
+    "error_hint": "TEXT",
+    "host": "TEXT",
+    "os_user": "TEXT",
+    "pid": "BIGINT",
+    "dw_version": "TEXT",
+    "config_hash": "TEXT",
+    "command": "TEXT",
+    "snapshot": "TEXT",
+}
+LOCK_KEY = 7_206_001  # arbitrary; serializes the making of dw's own tables
+
+
+def ensure_audit_table(engine: Engine | Connection) -> None:
+    """Make etl_audit_log if it is not there, and add the columns an older one lacks. Idempotent.
+
+    Works on PostgreSQL and on SQLite. Given a Connection, it joins the caller's transaction.
+    """
+    from sqlalchemy import inspect, text
+
+    from dwcli.staging.dw_schema import is_postgres, transaction
+
+    with transaction(engine) as connection:
+        postgres = is_postgres(connection)
+        if postgres:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK_KEY})"))
+        number = "BIGSERIAL PRIMARY KEY" if postgres else "INTEGER PRIMARY KEY AUTOINCREMENT"
+        columns = ", ".join(f"{name} {kind}" for name, kind in (COLUMNS | DETAILS).items())
+        connection.execute(
+            text(f"CREATE TABLE IF NOT EXISTS etl_audit_log (id {number}, {columns}, UNIQUE (run_id))")
+        )
+        present = {column["name"] for column in inspect(connection).get_columns("etl_audit_log")}
+        for name, kind in (COLUMNS | DETAILS).items():
+            if name not in present:
+                connection.execute(text(f"ALTER TABLE etl_audit_log ADD COLUMN {name} {kind}"))
+
+
+def write_audit_record(
+    engine: Engine | Connection,
+    run_id: str,
+    pipeline_name: str,
+    source_name: str,
+    protocol: str,
+    target_table: str,
+    status: str,
+    rows_loaded: int | None,
+    parquet_files: int | None,
+    started_at: datetime,
+    finished_at: datetime | None,
+    error_message: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the row of a run; a run that has one already gets it updated, so a run is one row.
+
+    status: running, success or failure. details: values of the columns in DETAILS.
+    The table must be there (`ensure_audit_table`). Given a Connection, the row commits with the
+    caller's transaction.
+    """
+    from sqlalchemy import text
+
+    from dwcli.staging.dw_schema import transaction
+
+    values = dict(
+        zip(
+            COLUMNS,
+            (
+                run_id,
+                pipeline_name,
+                source_name,
+                protocol,
+                target_table,
+                status,
+                rows_loaded,
+                parquet_files,
+                error_message,
+                started_at,
+                finished_at,
+            ),
+            strict=True,
+        )
+    )
+    for name in DETAILS:
+        if details and name in details:
+            value = details[name]
+            values[name] = json.dumps(value) if DETAILS[name] == "JSONB" else value
+    with transaction(engine) as connection:
+        names = ", ".join(values)
+        given = ", ".join(
+            f"CAST(:{name} AS JSONB)" if DETAILS.get(name) == "JSONB" and _is_json(connection) else f":{name}"
+            for name in values
+        )
+        updates = ", ".join(f"{name} = excluded.{name}" for name in values if name != "run_id")
+        statement = (
+            f"INSERT INTO etl_audit_log ({names}) VALUES ({given})"  # noqa: S608  # names are ours
+            f" ON CONFLICT (run_id) DO UPDATE SET {updates}"
+        )
+        connection.execute(text(statement), values)
+
+
+def _is_json(connection: Connection) -> bool:
+    return connection.dialect.name == "postgresql"
+
+
+def mark_interrupted(connection: psycopg.Connection, pipeline_name: str) -> int:
+    """Close the rows of runs of this pipeline that died without a word. Returns how many.
+
+    Call it only while holding the pipeline's lock: then a row that still says `running` has no holder.
+    """
+    closed = connection.execute(
+        """
+        update etl_audit_log set status = 'failure', finished_at = now(), error_code = 'DW-INTERRUPTED',
+            error_message = 'interrupted: the run ended without a word (killed, or the machine stopped)'
+        where pipeline_name = %s and status = 'running'
+        """,
+        (pipeline_name,),
+    )
+    return closed.rowcount
+
+
+# -- reading ------------------------------------------------------------------------------------------
+
+
+def _rows(connection: psycopg.Connection, query: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from psycopg.rows import dict_row
+
+    if not connection.execute("select to_regclass('etl_audit_log')").fetchone()[0]:  # type: ignore[index]
+        return []
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(query.encode(), values).fetchall()
+
+
+def last_runs(
+    connection: psycopg.Connection,
+    limit: int = 10,
+    pipeline: str | None = None,
+    failed: bool = False,
+    since: datetime | None = None,
+) -> list[dict[str, Any]]:
+    """The last runs, newest first, as dicts of the audit columns.
+
+    pipeline: `source.pipeline`, or the part after the dot, or a source.
+    """
+    query = """
+        select * from etl_audit_log
+        where (%(pipeline)s::text is null or pipeline_name = %(pipeline)s
+               or source_name = %(pipeline)s or pipeline_name like '%%.' || %(literal)s)
+          and (not %(failed)s or status = 'failure')
+          and (%(since)s::timestamptz is null or started_at >= %(since)s)
+        order by started_at desc, id desc limit %(limit)s
+    """
+    literal = (
+        None if pipeline is None else pipeline.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_")
+    )
+    values = {"pipeline": pipeline, "literal": literal, "failed": failed, "since": since, "limit": limit}
+    return _rows(connection, query, values)
+
+
+def find_run(connection: psycopg.Connection, prefix: str) -> dict[str, Any]:
+    """The run whose id begins with `prefix`. Raises NameUnknown when there is none, or several."""
+    query = (
+        "select * from etl_audit_log where starts_with(run_id, %(prefix)s) order by started_at desc limit 5"
+    )
+    found = _rows(connection, query, {"prefix": prefix})
+    if not found:
+        raise NameUnknown(f"there is no run '{prefix}'", hint="dw audit --last 20 lists runs")
+    if len(found) > 1:
+        raise NameUnknown(
+            f"'{prefix}' begins more than one run's id",
+            hint="say more of it: " + ", ".join(r["run_id"] for r in found),
+        )
+    return found[0]
+
+
+def latest_runs(connection: psycopg.Connection, per_pipeline: int = 7) -> dict[str, list[dict[str, Any]]]:
+    """The latest runs of every pipeline, newest first, by the pipeline's name."""
+    query = """
+        select * from (
+            select *, row_number()
+                over (partition by pipeline_name order by started_at desc, id desc) as place
+            from etl_audit_log) as numbered
+        where place <= %(per_pipeline)s order by pipeline_name, place
+    """
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in _rows(connection, query, {"per_pipeline": per_pipeline}):
+        del row["place"]
+        grouped.setdefault(row["pipeline_name"], []).append(row)
+    return grouped
+
+
+def now() -> datetime:
+    """This moment, UTC."""
+    return datetime.now(UTC)
+
+
+def merged_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Counts by name, added up."""
+    total: dict[str, int] = {}
+    for entry in counts:
+        for name, number in entry.items():
+            total[name] = total.get(name, 0) + number
+    return total
