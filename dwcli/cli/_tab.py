@@ -49,9 +49,9 @@ def offers(words: list[str]) -> list[tuple[str, str]]:
     """Everything that could stand where the last word is, with a few words on what it is."""
     current = words[-1] if words else ""
     before = words[:-1]
-    if "--" in before:
-        return []
     command, plain = _read(before)
+    if "--" in before or command == "?":
+        return []
     flags = GLOBAL_FLAGS | flags_for(command, [command, *plain])
     last = before[-1] if before else ""
     if flags.get(last) is not None:
@@ -76,7 +76,7 @@ def _plain_words(command: str, plain: list[str], before: list[str]) -> list[tupl
 
 
 def _read(words: list[str]) -> tuple[str, list[str]]:
-    """The command in a line, and its plain words; flags and their values are passed over."""
+    """The command in a line ("?" for an unknown one) and its plain words, without flags and their values."""
     command, plain, skip = "", list[str](), False
     flags = dict(GLOBAL_FLAGS)
     for word in words:
@@ -90,7 +90,7 @@ def _read(words: list[str]) -> tuple[str, list[str]]:
         else:
             plain.append(word)
             flags |= flags_for(command, [command, *plain])
-    return ("" if command == "?" else command), plain
+    return command, plain
 
 
 def flags_for(command: str, words: list[str]) -> dict[str, list[str] | None]:
