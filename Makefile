@@ -14,6 +14,7 @@ COG    := $(BIN)/cog -n utf-8 -I docs
 PAGES  := README.md $(wildcard docs/reference/*.md docs/connectors/*.md)
 LAKE   ?= ./lake
 ROWS   ?= 1000000
+ROUNDS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-clean test check format bench docs docs-serve docs-generate lock clean \
@@ -58,7 +59,7 @@ format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 
 bench: $(READY) .venv-bench/.ready  ## measure dw beside other tools (ROWS=5000000 for the full size)
-	$(BIN)/python -m benchmarks --rows $(ROWS)
+	$(BIN)/python -m benchmarks --rows $(ROWS) --rounds $(ROUNDS)
 
 .venv-bench/.ready: requirements/bench.txt
 	@echo "Making .venv-bench with the tools to compare with …"

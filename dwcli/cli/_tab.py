@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from dwcli.cli._words import FIELDS, GLOBAL_FLAGS, WORDS
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH100, PTH111, PTH112, PTH113, PTH118, PTH120, PTH122, PTH123
 # os.path and not pathlib: importing pathlib alone would take a tenth of the time there is.
 
 #: flag → what its value is

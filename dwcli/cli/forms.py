@@ -128,7 +128,9 @@ def _is_plain(annotation: Any) -> bool:
 def parameters(model: type[BaseModel]) -> dict[str, inspect.Parameter]:
     """One Typer option per field, or three for a secret, which never takes a value itself."""
     found: dict[str, inspect.Parameter] = {}
-    for field in fields_of(model):
+    for field in sorted(
+        fields_of(model), key=lambda f: (not f.required, f.advanced, f.name == "batch_bytes")
+    ):
         for flag in field.flags:
             parameter = _parameter(field, flag)
             found[parameter.name] = parameter

@@ -105,7 +105,7 @@ def items(
         chunk = [c.fill(v, t) for c, v, t in zip(columns, values_by_column, types, strict=True)]
         types = [f.type for f in chunk]
         if gathered and _shape(chunk) != _shape(gathered[0]):
-            if (item := _item(columns, gathered, keep)) is not None:
+            for item in _items_of(columns, gathered, batch_bytes, keep):
                 yield item
                 sent = True
             gathered, size = [], 0
@@ -113,13 +113,13 @@ def items(
         chunk_bytes = sum(f.series.estimated_size() for f in chunk)
         size += chunk_bytes
         if size >= batch_bytes:
-            if (item := _item(columns, gathered, keep)) is not None:
+            for item in _items_of(columns, gathered, batch_bytes, keep):
                 yield item
                 sent = True
             gathered, size = [], 0
         wanted = _rows_worth(batch_bytes // 4, chunk_bytes / len(rows), wanted)
 
-    if gathered and (item := _item(columns, gathered, keep)) is not None:
+    for item in _items_of(columns, gathered, batch_bytes, keep):
         yield item
         sent = True
     if not sent:
@@ -129,9 +129,7 @@ def items(
 def empty_item(columns: Sequence[RowColumn], types: Sequence[str] = ()) -> IngestedItem:
     """A batch without rows that still tells every column and its type."""
     empty = [c.fill((), t) for c, t in zip(columns, types or [""] * len(columns), strict=True)]
-    item = _item(columns, [empty], None)
-    assert item is not None
-    return item
+    return IngestedItem(_frame(columns, empty), _types(columns, empty))
 
 
 def _rows_worth(allowed: int, row_bytes: float, last: int) -> int:
@@ -143,29 +141,45 @@ def _shape(chunk: Sequence[Filled]) -> list[tuple[str, pl.DataType]]:
     return [(f.type, f.series.dtype) for f in chunk]
 
 
-def _item(
+def _items_of(
     columns: Sequence[RowColumn],
     gathered: Sequence[Sequence[Filled]],
+    batch_bytes: int,
     keep: Callable[[pl.DataFrame], pl.DataFrame] | None,
-) -> IngestedItem | None:
-    """The chunks as one item; None when `keep` left no row of it."""
-    names = [column.name for column in columns]
-    frames = [
-        pl.DataFrame([f.series.alias(name) for f, name in zip(chunk, names, strict=True)])
-        for chunk in gathered
-    ]
-    frame = pl.concat(frames, rechunk=True)
-    if keep is not None:
-        frame = keep(frame)
-        if not frame.height:
-            return None
-    types = {name: f.type for name, f in zip(names, gathered[0], strict=True) if f.type}
+) -> Iterator[IngestedItem]:
+    """The chunks as one item, or as several where a chunk turned out far larger than those before."""
+    if not gathered:
+        return
+    frame = pl.concat([_frame(columns, chunk) for chunk in gathered], rechunk=True)
+    frame = keep(frame) if keep else frame
+    if not frame.height:
+        return
     changed: Counter[str] = Counter()
     for chunk in gathered:
-        for name, filled in zip(names, chunk, strict=True):
+        for column, filled in zip(columns, chunk, strict=True):
             for what, count in filled.changed.items():
-                changed[f"{name}: {what}"] += count
-    return IngestedItem(frame, types, metadata={"changed": dict(changed)} if changed else {})
+                changed[f"{column.name}: {what}"] += count
+    metadata: dict[str, Any] = {"changed": dict(changed)} if changed else {}
+    for part in slices(frame, batch_bytes):
+        yield IngestedItem(part, _types(columns, gathered[0]), metadata=metadata)
+        metadata = {}
+
+
+def slices(frame: pl.DataFrame, batch_bytes: int) -> Iterator[pl.DataFrame]:
+    """The frame itself, or parts of about `batch_bytes` of one that is more than twice as large."""
+    size = frame.estimated_size()
+    if size <= 2 * batch_bytes:
+        yield frame
+    else:
+        yield from frame.iter_slices(max(1, int(frame.height * batch_bytes / size)))
+
+
+def _frame(columns: Sequence[RowColumn], chunk: Sequence[Filled]) -> pl.DataFrame:
+    return pl.DataFrame([f.series.alias(c.name) for c, f in zip(columns, chunk, strict=True)])
+
+
+def _types(columns: Sequence[RowColumn], chunk: Sequence[Filled]) -> dict[str, str]:
+    return {c.name: f.type for c, f in zip(columns, chunk, strict=True) if f.type}
 
 
 # -- one column of Python values -----------------------------------------------------------------------

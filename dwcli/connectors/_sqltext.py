@@ -86,17 +86,23 @@ def find_table(
 
 
 def bounded(
-    columns: Sequence[str], source: str, place: str, cursor_sql: str, start: Any, end: Any
+    columns: Sequence[str],
+    source: str,
+    cursor_sql: str,
+    start: Any,
+    end: Any,
+    place: str = "?",
+    null_sql: str = "",
 ) -> tuple[str, list[Any]]:
     """`SELECT columns FROM source`, from `start` (inclusive) to `end` (exclusive), with its parameters.
 
-    columns, source, cursor_sql: SQL already quoted. place: the SQL around one parameter, such as
-    `?` or `CAST(? AS DATE)`. start, end: parameters, None for no bound. Without an end, rows whose
-    cursor is NULL are read as well.
+    columns, source, cursor_sql: SQL already quoted. start, end: parameters, None for no bound.
+    place: the SQL of one parameter, such as `CAST(? AS DATE)`. null_sql: the condition for a cursor
+    that is NULL, or that becomes so. Without an end, such rows are read as well.
     """
     conditions, parameters = [], []
     if start is not None:
-        conditions.append(f"({cursor_sql} >= {place} OR {cursor_sql} IS NULL)")
+        conditions.append(f"({cursor_sql} >= {place} OR {null_sql or f'{cursor_sql} IS NULL'})")
         parameters.append(start)
     if end is not None:
         conditions.append(f"{cursor_sql} < {place}")

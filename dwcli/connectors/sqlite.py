@@ -467,7 +467,7 @@ def _statement(
     """The SELECT, its parameters, and what filters its batches exactly where SQLite cannot."""
     columns = [quoted(c.name, DIALECT) for c in source.columns]
     if not cursor.column or (cursor.start is None and cursor.end is None):
-        return (*bounded(columns, source.sql, "?", "", None, None), None)
+        return (*bounded(columns, source.sql, "", None, None), None)
     declared = _cursor_column(source, cursor)
     wanted = cursor.type or declared.type
     name = quoted(declared.name, DIALECT)
@@ -479,7 +479,7 @@ def _statement(
         # Numbers sort before text in SQLite; the warehouse has them as text, so they are compared as text.
         name = f"{name} COLLATE BINARY" if declared.type == "text" else f"CAST({name} AS TEXT)"
     start, end = (float(v) if not isinstance(v, (int, str, type(None))) else v for v in (start, end))
-    return (*bounded(columns, source.sql, "?", name, start, end), None)
+    return (*bounded(columns, source.sql, name, start, end), None)
 
 
 def _cursor_column(source: _Source, cursor: Cursor) -> _Declared:

@@ -1,0 +1,137 @@
+"""A PostgreSQL session below psycopg's cursors: describe a statement, and receive a COPY.
+
+psycopg's own `copy()` makes a Python object of every row. Here a batch is one buffer and the places of
+its rows in it. Waiting is done outside libpq, so that other threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+
+#: What a binary COPY begins with, before flags and an extension: two int32.
+SIGNATURE = b"PGCOPY\n\xff\r\n\0"
+TRAILER = b"\xff\xff"
+#: A view into a batch has a 31-bit place, and one row may take 1 GB.
+LARGEST_BATCH = 1 << 30
+
+Batch = tuple[bytearray, NDArray[np.int64], NDArray[np.int64]]
+
+
+def describe_statement(connection: psycopg.Connection[Any], statement: str) -> list[tuple[str, int, int]]:
+    """(name, type oid, type modifier) of each column that a statement would return; it is not run.
+
+    Raises psycopg.Error when the text is not exactly one statement that the server accepts.
+    """
+    pgconn = connection.pgconn
+    pgconn.send_prepare(b"", statement.encode())
+    _result(pgconn)
+    pgconn.send_describe_prepared(b"")
+    result = _result(pgconn)
+    return [
+        ((result.fname(i) or b"").decode(), result.ftype(i), result.fmod(i)) for i in range(result.nfields)
+    ]
+
+
+def _result(pgconn: PGconn) -> PGresult:
+    """The one result of what was sent. Raises the psycopg.Error it stands for."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pgconn.socket, selectors.EVENT_READ)
+        while pgconn.flush():
+            selector.select(0.01)
+            pgconn.consume_input()
+        last: PGresult | None = None
+        while True:
+            while pgconn.is_busy():
+                selector.select(1)
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:
+                break
+            last = result
+            if result.status in (ExecStatus.COPY_OUT, ExecStatus.FATAL_ERROR):
+                break
+    if last is None:
+        raise psycopg.OperationalError("the server did not answer")
+    if last.status == ExecStatus.FATAL_ERROR:
+        raise error_from_result(last, "utf-8")
+    return last
+
+
+def copy_out(
+    connection: psycopg.Connection[Any], statement: bytes, batch_bytes: int, slack: int
+) -> Iterator[Batch]:
+    """Run `COPY … TO STDOUT (FORMAT binary)`: batches of (buffer, starts, ends) of rows, none empty.
+
+    slack: zero bytes to leave after the last row of a buffer.
+
+    Raises psycopg.Error: what the server reported, or OperationalError when the stream ends before its
+    trailer or with fewer rows than the server counted.
+    """
+    pgconn = connection.pgconn
+    # the extended protocol takes exactly one statement
+    pgconn.send_query_params(statement, None)
+    _result(pgconn)
+    limit = min(batch_bytes, LARGEST_BATCH)
+    received, ended = 0, False
+    skip = None
+    buffer, sizes = bytearray(), list[int]()
+    for data in _messages(pgconn):
+        if skip is None:  # the header stands before the first row, in its message
+            skip = _header_bytes(data)
+            data = data[skip:]
+            if not data:
+                continue
+        if data == TRAILER:
+            ended = True
+            continue
+        buffer += data
+        sizes.append(len(data))
+        if len(buffer) >= limit:
+            received += len(sizes)
+            yield _batch(buffer, sizes, slack)
+            buffer, sizes = bytearray(), []
+    if sizes:
+        received += len(sizes)
+        yield _batch(buffer, sizes, slack)
+    counted = _result(pgconn).command_tuples
+    if not ended or counted != received:
+        raise psycopg.OperationalError(f"the stream ended after {received} of {counted} rows")
+
+
+def _messages(pgconn: PGconn) -> Iterator[bytes]:
+    """What the server sends during a COPY, one message at a time."""
+    receive = pgconn.get_copy_data
+    with selectors.DefaultSelector() as selector:
+        selector.register(pgconn.socket, selectors.EVENT_READ)
+        while True:
+            size, data = receive(1)
+            if size > 0:
+                yield data  # type: ignore[misc]
+            elif size == 0:
+                selector.select(1)
+                pgconn.consume_input()
+            else:
+                return
+
+
+def _header_bytes(data: bytes) -> int:
+    start = len(SIGNATURE)
+    if data[:start] != SIGNATURE or len(data) < start + 8:
+        raise psycopg.OperationalError("the server's answer is not a binary COPY")
+    return start + 8 + int.from_bytes(data[start + 4 : start + 8], "big")
+
+
+def _batch(buffer: bytearray, sizes: list[int], slack: int) -> Batch:
+    buffer += bytes(slack)
+    lengths = np.array(sizes, np.int64)
+    ends = np.cumsum(lengths)
+    return buffer, ends - lengths, ends
