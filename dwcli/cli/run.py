@@ -106,21 +106,22 @@ def run(
             str(config), str(query), str(source), str(table), str(lake), schema, pipeline, warehouse
         )
         return
+    from dwcli.cli._warehouse import warehouse_url_for
     from dwcli.pipeline import RunOptions, run_project
     from dwcli.project import load_project
 
     project = load_project(settings().project)
     chosen = choose(project, names or [], every_one)
-    url = _warehouse_of(project, warehouse)
+    url = warehouse_url_for(project, warehouse)
     options = RunOptions(full_refresh, start, end, limit, jobs, fail_fast)
     alone = len(chosen) == 1 and len(names or []) <= 1 and not every_one
     try:
         with listening(progress, len(chosen)) as emit:
             results = run_project(project, chosen, url, options, emit)
     except RunStopped as stopped:
-        _report(project, getattr(stopped, "results", []), url, alone)
+        _report(project, stopped.results, alone)
         raise
-    _report(project, results, url, alone)
+    _report(project, results, alone)
     if any(result["status"] != "success" for result in results):
         raise typer.Exit(1)
 
@@ -176,16 +177,6 @@ def _refuse_mixed(names: list[str] | None, every_one: bool) -> None:
         )
 
 
-def _warehouse_of(project: Project, given: str | None) -> str:
-    from dwcli.cli._warehouse import warehouse_url_for
-
-    if given:
-        from dwcli.warehouse import resolve_url
-
-        return resolve_url(given, os.environ, None)
-    return warehouse_url_for(project)
-
-
 @contextmanager
 def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
     """The listener of a run, in the form that was asked for and that stderr can show."""
@@ -204,7 +195,7 @@ def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
         yield emit
 
 
-def _report(project: Project, results: Sequence[Mapping[str, Any]], url: str, alone: bool) -> None:
+def _report(project: Project, results: Sequence[Mapping[str, Any]], alone: bool) -> None:
     """Everything after the run: the JSON result, the local record, what to do next."""
     from dwcli.cli._record import write_last
     from dwcli.render.console import print_json

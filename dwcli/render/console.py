@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
 
 from dwcli.render.tables import Column, table, tsv
+from dwcli.render.words import utc_iso
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -112,8 +113,7 @@ def _prepared(value: Any) -> Any:
 def _in_words(value: Any) -> Any:
     match value:
         case datetime():
-            moment = value.astimezone(UTC) if value.tzinfo else value
-            return moment.isoformat().replace("+00:00", "Z")
+            return utc_iso(value)
         case date() | time():
             return value.isoformat()
         case timedelta():
