@@ -21,7 +21,7 @@ from dwcli.warehouse.engine import make_engine
 
 #: Parts of the memory a run may take that one batch may be: some five are under way at once, in up to
 #: three forms, beside what Python and its libraries take.
-BATCHES_IN_MEMORY = 32
+BATCHES_IN_MEMORY = 64
 
 
 def run_project(

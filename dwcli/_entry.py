@@ -1,0 +1,23 @@
+"""Where `dw` begins: TAB is answered from the standard library alone; all else imports the app."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run `dw` with this process's arguments and exit with its code."""
+    shell = os.environ.get("_DW_COMPLETE")
+    if shell:
+        from dwcli.cli._tab import answer
+
+        sys.stdout.write(answer(shell, sys.argv[1:]))
+        return
+    from dwcli.cli.app import main as run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Key, cursor and write disposition of a pipeline, each with the reason that the person reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dwcli.contract import CursorCandidate, Resource
+
+#: Kinds of resources that keep their place themselves: what was read is not read again.
+ONCE = ("file", "files", "folder", "topic", "queue", "subject", "stream")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one resource is loaded. `why`: one phrase on each of key and cursor, for the screen."""
+
+    name: str
+    query: str
+    write: str
+    key: tuple[str, ...] = ()
+    cursor: str | None = None
+    why: tuple[str, ...] = ()
+
+    def entry(self, every: str | None) -> dict[str, Any]:
+        """The pipeline's lines in the source file."""
+        entry: dict[str, Any] = {"query": self.query, "write": self.write}
+        if self.key:
+            entry["key"] = list(self.key)
+        if self.cursor:
+            entry["cursor"] = self.cursor
+        if every:
+            entry["every"] = every
+        return entry
+
+
+def propose(name: str, resource: Resource, sure_only: bool = True) -> Plan:
+    """What fits a resource by its catalogue.
+
+    sure_only: take no cursor that the catalogue does not prove; without one the table is reloaded
+    whole, which is always right and only slower. A person is offered the best guess instead.
+    """
+    key = resource.primary_key
+    cursor = next((c for c in resource.cursors if not c.append_only and (c.sure or not sure_only)), None)
+    if cursor is not None and not key:
+        cursor = None
+    if cursor is None and not key:
+        cursor = next((c for c in resource.cursors if c.append_only and c.sure), None)
+    column = cursor.column if cursor else None
+    write = write_for(resource, key, column)
+    return Plan(
+        name,
+        resource.name,
+        write,
+        key if write == "merge" or key else (),
+        column,
+        tuple(filter(None, [_why_key(resource), _why_cursor(column, cursor, write)])),
+    )
+
+
+def write_for(resource: Resource, key: Collection[str], cursor: str | None) -> str:
+    """How new rows meet the table, by key and cursor.
+
+    A cursor that only sees new rows appends them; key and cursor merge; without a cursor the table is
+    reloaded, unless the source keeps its own place.
+    """
+    if cursor:
+        return "merge" if key and not _candidate(resource, cursor).append_only else "append"
+    return "append" if resource.kind in ONCE else "replace"
+
+
+def _candidate(resource: Resource, column: str) -> CursorCandidate:
+    found = next((c for c in resource.cursors if c.column == column), None)
+    return found or CursorCandidate(column, "named by you")
+
+
+def _why_key(resource: Resource) -> str:
+    if not resource.primary_key:
+        return ""
+    return f"key {', '.join(resource.primary_key)} ({resource.key_reason})"
+
+
+def _why_cursor(column: str | None, cursor: CursorCandidate | None, write: str) -> str:
+    if column and cursor:
+        return f"cursor {column} ({cursor.reason})"
+    return "no sure cursor: everything is read each run" if write == "replace" else ""
+
+
+def cautions(resource: Resource, key: Collection[str], cursor: str | None, write: str) -> list[str]:
+    """What a person should know about these choices, a sentence each."""
+    found: list[str] = []
+    column = next((c for c in resource.columns if c.name == cursor), None)
+    if cursor and column is not None and column.nullable:
+        found.append(f"rows whose {cursor} is NULL stop a run (cursor_nulls: include or exclude)")
+    if column is not None and column.type == "timestamp":
+        found.append(f"{cursor} has no time zone: it is read as UTC unless the source says otherwise")
+    if cursor and write == "merge":
+        found.append("rows deleted in the source will stay in the warehouse (a cursor cannot see deletes)")
+    if cursor and write == "append" and not key:
+        found.append("without a key, a row that is read twice is there twice")
+    return found
+
+
+def pipeline_name(query: str, taken: Collection[str]) -> str:
+    """A valid name for a resource: its last part, made unique."""
+    last = re.split(r"""[./\\]""", re.sub(r"""["'`\[\]]""", "", query).rstrip("/"))
+    parts = [part for part in last if part and not re.fullmatch(r"[*?]+", part)]
+    base = parts[-1] if parts else query
+    if len(parts) > 1 and re.fullmatch(r"(?i)csv|tsv|txt|json|jsonl|ndjson|parquet|xlsx?|avro|gz|zst", base):
+        base = parts[-2]
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", base).strip("_")[:60] or "data"
+    if name not in taken:
+        return name
+    wider = re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(parts[-2:])).strip("_")[:60]
+    if len(parts) > 1 and wider not in taken:
+        return wider
+    return next(f"{name[:57]}_{n}" for n in range(2, 100_000) if f"{name[:57]}_{n}" not in taken)
+
+
+def matching(resources: Collection[Resource], pattern: str) -> list[Resource]:
+    """The resources that a glob such as `public.*` means; names without a schema match their last part."""
+    from fnmatch import fnmatchcase
+
+    return [
+        resource
+        for resource in resources
+        if fnmatchcase(resource.name, pattern) or fnmatchcase(resource.name.replace('"', ""), pattern)
+    ]
+
+
+def same_choices(plans: Collection[Plan]) -> Mapping[str, bool]:
+    """Which of key, cursor and write are the same in every plan."""
+    return {
+        "key": len({plan.key for plan in plans}) == 1,
+        "cursor": len({plan.cursor for plan in plans}) == 1,
+        "write": len({plan.write for plan in plans}) == 1,
+    }

@@ -1,0 +1,33 @@
+"""Short words to the person, on stderr."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from dwcli.cli.settings import settings
+
+
+def say(line: str = "") -> None:
+    """One line for people; nothing with --quiet."""
+    if not settings().quiet:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Words as one line that a shell reads back as the same words; a new line where it grows long."""
+    parts: list[str] = []
+    for word in words:
+        value = bool(parts) and words[len(parts) - 1].startswith("-") and not word.startswith("-")
+        parts.append((" " if value else "") + shlex.quote(word))
+    lines, line = list[str](), ""
+    for index, part in enumerate(parts):
+        ahead = len(parts[index + 1]) if index + 1 < len(parts) and parts[index + 1][:1] == " " else 0
+        if line and part[:1] != " " and len(line) + len(part) + ahead > 76:
+            lines.append(line + " \\")
+            line = "    " + part
+        else:
+            line = f"{line} {part.lstrip()}" if line else part
+    return "\n".join([*lines, line])

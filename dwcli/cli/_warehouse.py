@@ -1,0 +1,46 @@
+"""The warehouse of a project, running and ready to be connected to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dwcli.errors import UsageError
+from dwcli.references import environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dwcli.project import Project
+
+
+def warehouse_url_for(project: Project, explicit: str | None = None) -> str:
+    """The URL of a project's warehouse; its own server is started when it is down.
+
+    explicit: the value of --warehouse. It wins over DW_URL, which wins over dw.yaml.
+    """
+    from dwcli.warehouse import embedded, resolve_url
+
+    url = resolve_url(explicit, environment(project.root / ".env"), project.config.warehouse, project.root)
+    if url != "embedded":
+        return url
+    home = server_home(project)
+    return embedded.url(embedded.running(home) or embedded.start(home))
+
+
+def server_home(project: Project) -> Path:
+    """Where a project's own server lives."""
+    return project.private / "postgres"
+
+
+def own_server_home(project: Project, command: str) -> Path:
+    """`server_home`, for commands that only a warehouse of dw's own can take. Raises UsageError."""
+    from dwcli.warehouse import resolve_url
+
+    url = resolve_url(None, environment(project.root / ".env"), project.config.warehouse, project.root)
+    if url != "embedded":
+        raise UsageError(
+            f"this project's warehouse is not dw's own: `dw {command}` has nothing to do",
+            why="warehouse: in dw.yaml (or DW_URL, DW_HOST) names a server that others run",
+            hint="dw test-connection --source dw",
+        )
+    return server_home(project)

@@ -1,0 +1,395 @@
+"""The questions of `dw add-source`, in the order of the screen. Each puts its answer into the draft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import typer
+from pydantic import BaseModel, SecretStr
+
+from dwcli.cli import forms, prompts
+from dwcli.cli._drafts import save_draft
+from dwcli.cli._inference import Plan, cautions, pipeline_name, propose, write_for
+from dwcli.cli._say import say
+from dwcli.cli.add_source import (
+    DRAFT,
+    WRITES,
+    failed_anyway,
+    open_connector,
+    split_pipeline,
+    test_live,
+)
+from dwcli.errors import DwError, UsageError
+
+if TYPE_CHECKING:
+    from dwcli.connectors import Connector
+    from dwcli.contract import Resource
+    from dwcli.project import Project
+
+NONE = ""
+#: layer that failed → fields that may be wrong
+SUSPECTS = {
+    "name": ("host", "hosts", "base_url", "uri", "database_path", "path"),
+    "port": ("host", "port", "uri"),
+    "tls": ("sslmode", "sslrootcert", "encrypt", "host"),
+    "login": ("username", "password", "token"),
+    "database": ("database", "database_path", "service_name", "keyspace", "username"),
+    "permission": ("username", "password", "database_path", "path"),
+}
+WRITE_WORDS = {
+    "merge": "merge (insert new, update changed)",
+    "append": "append (every row that is read is added)",
+    "replace": "replace (reload everything)",
+}
+EVERY = (("1h", "1 hour"), ("15m", "15 min"), ("1d", "1 day"), (NONE, "only by hand"))
+#: Kinds of sources that people ask for most stand first.
+FIRST = ("postgres", "mysql", "files", "http", "sqlite")
+PREVIEW_ROWS = 3
+
+
+# -- the connection -----------------------------------------------------------------------------------
+
+
+def ask_connection(project: Project, draft: dict[str, Any]) -> type[BaseModel]:
+    """Ask for protocol, name and every open field; the connector's model."""
+    from dwcli.connectors import load
+
+    if not draft.get("protocol"):
+        draft["protocol"] = _ask_protocol()
+        _save(project, draft)
+    model: type[BaseModel] = load(draft["protocol"]).Config
+    if not draft.get("name"):
+        draft["name"] = _ask_name(project, draft["protocol"])
+        _save(project, draft)
+    answers = draft.setdefault("answers", {})
+    fields = {field.name for field in forms.questions_of(model)}
+    if {"host", "username", "password"} <= fields and not {"host", "uri"} & set(answers):
+        _ask_way(model, answers)
+
+    def keep(so_far: dict[str, Any]) -> None:
+        draft["answers"] = so_far
+        _save(project, draft)
+
+    draft["answers"] = forms.ask(model, answers, keep)
+    return model
+
+
+def _save(project: Project, draft: dict[str, Any]) -> None:
+    save_draft(project.root, DRAFT, draft)
+
+
+def _ask_protocol() -> str:
+    from dwcli.connectors import names, title
+
+    order = sorted(names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    return prompts.choose(
+        "What kind of source?", [(name, title(name)) for name in order], order[0], search=True
+    )
+
+
+def _ask_name(project: Project, protocol: str) -> str:
+    from dwcli.project import checked_name
+
+    def check(typed: str) -> str:
+        if typed in project.sources:
+            return f"there is a source '{typed}' already"
+        try:
+            checked_name(typed)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    return prompts.text("Name", pipeline_name(protocol, set(project.sources)), check)
+
+
+def _ask_way(model: type[BaseModel], answers: dict[str, Any]) -> None:
+    """Field by field, or all at once as a URL. A URL is typed hidden: it holds the password."""
+    way = prompts.choose(
+        "How to connect", [("fields", "Host, user, password"), ("url", "Connection URL")], "fields"
+    )
+    if way == "url":
+        typed = prompts.hidden("Connection URL", lambda url: "" if "://" in url else "protocol://user@host/…")
+        answers |= answers_from_url(model, typed)
+        say(f"  {_masked(typed)}")
+
+
+def answers_from_url(model: type[BaseModel], url: str) -> dict[str, Any]:
+    """A URL's parts as answers to the fields that the model has; the rest is left to be asked."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    found: dict[str, Any] = {
+        "host": parts.hostname,
+        "port": port,
+        "database": unquote(parts.path.lstrip("/")) or None,
+        "username": unquote(parts.username) if parts.username else None,
+        "password": SecretStr(unquote(parts.password)) if parts.password else None,
+        **dict(parse_qsl(parts.query)),
+    }
+    fields = {field.name for field in forms.fields_of(model)}
+    return {name: value for name, value in found.items() if name in fields and value is not None}
+
+
+def _masked(url: str) -> str:
+    from dwcli.warehouse import mask_url
+
+    return mask_url(url)
+
+
+def connect_or_fix(project: Project, draft: dict[str, Any]) -> Connector | None:
+    """A connected source. After a failure: fix a field and try again, save anyway (None), or quit."""
+    while True:
+        layer = "config"
+        try:
+            connector = open_connector(project, draft)
+            failure: DwError | None = test_live(connector)
+            if failure is None:
+                connector.connect()
+                return connector
+            layer = getattr(failure, "layer", layer)
+        except DwError as error:
+            failure = error
+            say(f"    FAIL  {failed_anyway(error)}")
+        if failure.hint:
+            say(f"          fix: {failure.hint}")
+        answer = _ask_what_now(draft, layer)
+        if answer == "save":
+            return None
+        if answer == "quit":
+            _save(project, draft)
+            say("Stopped. Answers saved (not the password). Continue: dw add-source --resume")
+            raise typer.Exit(1)
+        _ask_again(draft, answer)
+        _save(project, draft)
+
+
+def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
+    model = _model_of(draft)
+    names = [field.name for field in forms.fields_of(model) if not field.advanced or layer == "tls"]
+    suspects = [name for name in SUSPECTS.get(layer, ()) if name in names] or names
+    return prompts.choose(
+        "And now?",
+        [
+            *((name, f"Fix {name}") for name in suspects),
+            *((("*", "Fix something else"),) if set(suspects) != set(names) else ()),
+            ("save", "Save anyway"),
+            ("quit", "Quit"),
+        ],
+    )
+
+
+def _ask_again(draft: dict[str, Any], name: str) -> None:
+    fields = {field.name: field for field in forms.questions_of(_model_of(draft))}
+    if name == "*":
+        name = prompts.choose("Which?", [(field, field) for field in fields])
+    field = next(f for f in forms.fields_of(_model_of(draft)) if f.name == name)
+    before = draft["answers"].get(name)
+    answer = forms.ask_field(field, None if field.secret else before)
+    if answer is None:
+        draft["answers"].pop(name, None)
+    else:
+        draft["answers"][name] = answer
+
+
+def _model_of(draft: Mapping[str, Any]) -> type[BaseModel]:
+    from dwcli.connectors import load
+
+    model: type[BaseModel] = load(draft["protocol"]).Config
+    return model
+
+
+# -- tables -------------------------------------------------------------------------------------------
+
+
+def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
+    """Which tables, and how each is loaded."""
+    resources = list(connector.discover())
+    if not resources:
+        say("  The source lists nothing to pick from.")
+        return [_ask_plan(*pair) for pair in [_ask_query(connector, taken)]]
+    picked = prompts.pick("Which tables?", _labels(resources))
+    chosen = [resource for resource in resources if resource.name in picked]
+    chosen = [r if r.columns else connector.describe(r.name) for r in chosen]
+    named: dict[str, Resource] = {}
+    for resource in chosen:
+        named[pipeline_name(resource.name, taken | set(named))] = resource
+    _preview(connector, chosen[0])
+    if len(named) == 1:
+        return [_ask_plan(name, resource) for name, resource in named.items()]
+    plans = [propose(name, resource) for name, resource in named.items()]
+    for plan in plans:
+        say(f"  {plan.name:<16} {plan.write:<8} {'; '.join(plan.why)}".rstrip())
+    if prompts.choose(
+        "Load them like this?", [("yes", "Yes"), ("ask", "Ask me for each")], "yes"
+    ) == "yes":  # fmt: skip
+        _say_cautions(plans, named)
+        return plans
+    return [_ask_plan(name, resource) for name, resource in named.items()]
+
+
+def _say_cautions(plans: Sequence[Plan], named: Mapping[str, Resource]) -> None:
+    found = [c for p in plans for c in cautions(named[p.name], p.key, p.cursor, p.write)]
+    for caution in dict.fromkeys(found):
+        say(f"  Note: {caution}")
+
+
+def _labels(resources: Sequence[Resource]) -> list[tuple[str, str]]:
+    """(name, what the list shows): the name first, so that a narrow screen cuts the sizes."""
+    from dwcli.render.words import compact, escape, size
+
+    width = min(max(len(resource.name) for resource in resources), 40)
+    labels: list[tuple[str, str]] = []
+    for resource in resources:
+        facts = []
+        if resource.row_estimate is not None:
+            facts.append(f"~{compact(resource.row_estimate)} rows")
+        if resource.bytes_estimate is not None:
+            facts.append(size(resource.bytes_estimate))
+        if resource.kind != "table":
+            facts.append(resource.kind)
+        labels.append((resource.name, f"{escape(resource.name):<{width}}  {'  '.join(facts)}".rstrip()))
+    return labels
+
+
+def _preview(connector: Connector, resource: Resource) -> None:
+    """The first rows, as they are; a source that cannot show them is no reason to stop."""
+    from dwcli.render.console import console
+    from dwcli.render.tables import Column, table
+    from dwcli.render.words import compact
+
+    try:
+        names, rows = first_rows(connector, resource.name, PREVIEW_ROWS)
+    except DwError as error:
+        say(f"  (no preview: {failed_anyway(error)})")
+        return
+    of = f" of ~{compact(resource.row_estimate)}" if resource.row_estimate else ""
+    say(f"\n  {resource.name}, {len(rows)}{of} rows")
+    import sys
+
+    screen = console(sys.stderr)
+    screen.print(table([Column(name) for name in names], rows, screen.width))
+    say()
+
+
+def first_rows(connector: Connector, query: str, limit: int) -> tuple[list[str], list[list[Any]]]:
+    """Column names and the first rows of a resource."""
+    import polars as pl
+
+    items = iter(connector.fetch_data(query).items)
+    try:
+        item = next(items, None)
+        payload = item.payload if item is not None else None
+        frame = payload if isinstance(payload, pl.DataFrame) else pl.DataFrame(payload or [])
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
+    return frame.columns, [list(row) for row in frame.head(limit).rows()]
+
+
+# -- key, cursor, write -------------------------------------------------------------------------------
+
+
+def _ask_plan(name: str, resource: Resource) -> Plan:
+    guess = propose(name, resource, sure_only=False)
+    say(f"  {name}")
+    key = _ask_key(resource)
+    cursor = _ask_cursor(resource, guess.cursor if key else None)
+    write = _ask_write(resource, key, cursor)
+    if write == "replace":
+        cursor = None
+    for caution in cautions(resource, key, cursor, write):
+        say(f"  Note: {caution}")
+    return replace(guess, key=key, cursor=cursor, write=write)
+
+
+def _ask_key(resource: Resource) -> tuple[str, ...]:
+    columns = [column.name for column in resource.columns]
+    options = [(NONE, "none      rows cannot be told apart: no merge")]
+    if columns:
+        options.append(("*", "other     pick the columns"))
+    proposed = ",".join(resource.primary_key)
+    if proposed:
+        options.insert(0, ("=", f"{proposed:<9} {resource.key_reason}"))
+    answer = prompts.choose("Key", options, "=" if proposed else NONE)
+    if answer == "*":
+        return tuple(prompts.pick("Key columns", [(column, column) for column in columns]))
+    return resource.primary_key if answer == "=" else ()
+
+
+def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
+    candidates = {candidate.column: candidate.reason for candidate in resource.cursors}
+    others = [column.name for column in resource.columns if column.name not in candidates]
+    width = max([9, *(len(column) for column in candidates)])
+    options = [(column, f"{column:<{width}} {reason}") for column, reason in candidates.items()]
+    options.append((NONE, f"{'none':<{width}} reload everything each run"))
+    if others:
+        options.append(("*", f"{'other':<{width}} pick a column"))
+    answer = prompts.choose("Cursor", options, usual or NONE)
+    if answer == "*":
+        return prompts.choose("Cursor column", [(column, column) for column in others], search=True)
+    return answer or None
+
+
+def _ask_write(resource: Resource, key: Sequence[str], cursor: str | None) -> str:
+    usual = write_for(resource, key, cursor)
+    possible = [word for word in ("merge", "append", "replace") if word != "merge" or key]
+    options = [(word, WRITE_WORDS[word]) for word in sorted(possible, key=lambda word: word != usual)]
+    return prompts.choose("Write", options, usual)
+
+
+def ask_plans_blind(taken: set[str]) -> list[Plan]:
+    """A pipeline for a source that could not be reached: what to read, and how."""
+    query = prompts.text("What to read (table, query, path)", check=_needed)
+    name = prompts.text("Name of the pipeline", pipeline_name(query, taken), _needed)
+    keys = prompts.text("Key columns, with commas between (empty: none)")
+    key = tuple(word.strip() for word in keys.split(",") if word.strip())
+    cursor = prompts.text("Cursor column (empty: none)") or None
+    usual = "merge" if key and cursor else "append" if cursor else "replace"
+    write = prompts.choose(
+        "Write", [(word, WRITE_WORDS[word]) for word in WRITES if word != "merge" or key], usual
+    )
+    return [Plan(name, query, write, key, None if write == "replace" else cursor)]
+
+
+def _needed(typed: str) -> str:
+    return "" if typed.strip() else "this is needed"
+
+
+def _ask_query(connector: Connector, taken: set[str]) -> tuple[str, Resource]:
+    def check(typed: str) -> str:
+        if not typed.strip():
+            return "this is needed"
+        try:
+            connector.describe(typed)
+        except DwError as error:
+            return failed_anyway(error)
+        return ""
+
+    query = prompts.text("What to read", check=check)
+    resource = replace(connector.describe(query), name=query)
+    try:
+        name, _ = split_pipeline(query, taken)
+    except UsageError:
+        name = prompts.text("Name of the pipeline", check=_needed)
+    return name, resource
+
+
+# -- the end ------------------------------------------------------------------------------------------
+
+
+def ask_every() -> str:
+    """How often; "" is only by hand."""
+    return prompts.choose("Every", EVERY, "1h")
+
+
+def ask_load() -> str:
+    """yes, first or no."""
+    return prompts.choose(
+        "Load now?", [("yes", "Yes"), ("first", "First 1,000 rows only"), ("no", "No")], "yes"
+    )

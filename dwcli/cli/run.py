@@ -1,0 +1,293 @@
+"""`dw run`: load pipelines, or one query without a project."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dwcli.cli._output import result_wanted, tell, tell_next
+from dwcli.cli.settings import can_animate, can_ask, settings
+from dwcli.errors import AnswerMissing, DwError, ProjectMissing, RunStopped, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dwcli.events import Emit
+    from dwcli.project import Pipeline, Project
+    from dwcli.render.progress import Mode
+
+PROGRESS = Literal["auto", "bars", "log", "none"]
+
+
+def run(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Pipelines, sources, or source.pipeline.")
+    ] = None,
+    every_one: Annotated[bool, typer.Option("--all", help="Every pipeline of the project.")] = False,
+    full_refresh: Annotated[
+        bool, typer.Option("--full-refresh", help="Read everything again, whatever the cursor says.")
+    ] = False,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="VALUE", help="Backfill: cursor values from here on.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="VALUE", help="Backfill: cursor values before this.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Stop after N rows of each pipeline.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Pipelines that run at the same time.")] = 1,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no more after a failure.")] = False,
+    progress: Annotated[PROGRESS, typer.Option(help="How to show the work, on stderr.")] = "auto",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel="One query, no project", help="Connection, as YAML or JSON."
+        ),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            metavar="QUERY", rich_help_panel="One query, no project", help="What to read: table, SQL, path …"
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel="One query, no project",
+            help="Name of the source in lake and audit log.",
+        ),
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", rich_help_panel="One query, no project", help="Table to load into."),
+    ] = None,
+    lake: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", rich_help_panel="One query, no project", help="Folder for the Parquet files."
+        ),
+    ] = None,
+    schema: Annotated[
+        str,
+        typer.Option(metavar="NAME", rich_help_panel="One query, no project", help="Schema of the table."),
+    ] = "public",
+    pipeline: Annotated[
+        str,
+        typer.Option(metavar="NAME", rich_help_panel="One query, no project", help="Name in the audit log."),
+    ] = "default",
+    warehouse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            rich_help_panel="One query, no project",
+            help="Warehouse; else DW_URL, else the project's.",
+        ),
+    ] = None,
+) -> None:
+    """Read what is new, keep it in the lake, load it into the warehouse."""
+    one_off = {"--config": config, "--query": query, "--source": source, "--table": table, "--lake": lake}
+    if any(value is not None for value in one_off.values()):
+        _refuse_mixed(names, every_one)
+        missing = [flag for flag, value in one_off.items() if value is None]
+        if missing:
+            raise AnswerMissing(
+                f"for one query without a project, {', '.join(missing)} must be given too",
+                hint="dw run --config FILE --query QUERY --source NAME --table TABLE --lake DIR",
+            )
+        _run_one_query(
+            str(config), str(query), str(source), str(table), str(lake), schema, pipeline, warehouse
+        )
+        return
+    from dwcli.pipeline import RunOptions, run_project
+    from dwcli.project import load_project
+
+    project = load_project(settings().project)
+    chosen = choose(project, names or [], every_one)
+    url = _warehouse_of(project, warehouse)
+    options = RunOptions(full_refresh, start, end, limit, jobs, fail_fast)
+    alone = len(chosen) == 1 and len(names or []) <= 1 and not every_one
+    try:
+        with listening(progress, len(chosen)) as emit:
+            results = run_project(project, chosen, url, options, emit)
+    except RunStopped as stopped:
+        _report(project, getattr(stopped, "results", []), url, alone)
+        raise
+    _report(project, results, url, alone)
+    if any(result["status"] != "success" for result in results):
+        raise typer.Exit(1)
+
+
+def choose(project: Project, names: Sequence[str], every_one: bool) -> list[Pipeline]:
+    """The pipelines that a command line means: named, all, the only one, or asked for."""
+    from dwcli.project import pipelines_of, select
+
+    known = pipelines_of(project)
+    if names and every_one:
+        raise UsageError("either names or --all, not both", hint="dw run --all")
+    if names:
+        return _with_pipelines(select(project, names))
+    if not known:
+        raise UsageError("there is nothing to run yet: no source has a pipeline", hint="dw add-source")
+    if every_one or len(known) == 1:
+        return known
+    if not can_ask():
+        raise AnswerMissing(
+            "which pipelines? Name them, or take --all",
+            why="there are " + ", ".join(pipeline.full_name for pipeline in known),
+            hint=f"dw run {known[0].full_name}, or dw run --all",
+        )
+    return _ask(known)
+
+
+def _with_pipelines(chosen: list[Pipeline]) -> list[Pipeline]:
+    if not chosen:
+        raise UsageError("that source has no pipelines", hint="dw sources shows what there is")
+    return chosen
+
+
+def _ask(known: list[Pipeline]) -> list[Pipeline]:
+    import questionary
+    from prompt_toolkit.output import create_output
+
+    answer: list[str] = questionary.checkbox(
+        "What to run?",
+        [pipeline.full_name for pipeline in known],
+        instruction="(space picks, enter runs)",
+        # stdout is for data: a question on it would be swallowed by a pipe
+        output=create_output(stdout=sys.stderr),
+    ).unsafe_ask()
+    if not answer:
+        raise UsageError("nothing was picked", hint="space picks, enter runs; or dw run --all")
+    return [pipeline for pipeline in known if pipeline.full_name in answer]
+
+
+def _refuse_mixed(names: list[str] | None, every_one: bool) -> None:
+    if names or every_one:
+        raise UsageError(
+            "either pipelines of the project or one query (--config …), not both", hint="dw run --help"
+        )
+
+
+def _warehouse_of(project: Project, given: str | None) -> str:
+    from dwcli.cli._warehouse import warehouse_url_for
+
+    if given:
+        from dwcli.warehouse import resolve_url
+
+        return resolve_url(given, os.environ, None)
+    return warehouse_url_for(project)
+
+
+@contextmanager
+def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
+    """The listener of a run, in the form that was asked for and that stderr can show."""
+    from dwcli.events import ignore
+    from dwcli.render.progress import follow
+
+    if settings().quiet:
+        yield ignore
+        return
+    mode: Mode = "none" if progress == "none" else "bars"
+    if progress == "log" or (
+        mode == "bars" and not (can_animate() or (progress == "bars" and sys.stderr.isatty()))
+    ):
+        mode = "log"
+    with follow(mode, planned=planned) as emit:
+        yield emit
+
+
+def _report(project: Project, results: Sequence[Mapping[str, Any]], url: str, alone: bool) -> None:
+    """Everything after the run: the JSON result, the local record, what to do next."""
+    from dwcli.cli._record import write_last
+    from dwcli.render.console import print_json
+    from dwcli.render.runs import after_runs, totals
+
+    if result_wanted():
+        ok = bool(results) and all(result["status"] == "success" for result in results)
+        print_json(results[0] if alone and results else {"ok": ok, "runs": list(results)})
+    if not results:
+        return
+    write_last(project, results)
+    _refresh_completion(project, results)
+    if len(results) > 1:
+        tell(totals(results))
+    tell_next(after_runs(results))
+
+
+def _refresh_completion(project: Project, results: Sequence[Mapping[str, Any]]) -> None:
+    from dwcli.cli.completion import refresh_completion_cache
+
+    tables = sorted({str(result["target_table"]) for result in results if result.get("target_table")})
+    refresh_completion_cache(project, tables, [str(r["run_id"]) for r in results if r.get("run_id")])
+
+
+# -- one query, without a project ----------------------------------------------------------------------
+
+
+def _run_one_query(
+    config: str,
+    query: str,
+    source: str,
+    table: str,
+    lake: str,
+    schema: str,
+    pipeline: str,
+    warehouse: str | None,
+) -> None:
+    from dwcli.pipeline import run_pipeline
+    from dwcli.render.console import print_json
+    from dwcli.render.runs import summary_text
+    from dwcli.warehouse import make_engine
+
+    engine = make_engine(_warehouse_anywhere(warehouse))
+    try:
+        result = run_pipeline({"config_file": config}, query, source, table, lake, engine, schema, pipeline)
+    except DwError as error:
+        if result_wanted() and error.exit_code != UsageError.exit_code:
+            print_json(
+                {
+                    "pipeline_name": pipeline,
+                    "source_name": source,
+                    "target_table": table,
+                    "status": "failure",
+                    "error": {"code": error.code, "message": error.message, "hint": error.hint},
+                }
+            )
+        raise
+    finally:
+        engine.dispose()
+    if result_wanted():
+        print_json(result)
+    tell(summary_text({"pipeline_name": f"{source}.{pipeline}", **result}))
+    if result["status"] != "success":
+        raise typer.Exit(1)
+
+
+def _warehouse_anywhere(given: str | None) -> str:
+    """--warehouse, else DW_URL or DW_HOST…, else the warehouse of the project that we stand in."""
+    from dwcli.project import load_project
+    from dwcli.references import environment
+    from dwcli.warehouse import resolve_url
+
+    if given or os.environ.get("DW_URL") or os.environ.get("DW_HOST"):
+        url = resolve_url(given, environment(Path(".env")), None)
+        if url != "embedded":
+            return url
+    try:
+        project = load_project(settings().project)
+    except ProjectMissing:
+        raise UsageError(
+            "no warehouse is given, and there is no project here to take it from",
+            hint="--warehouse postgresql://…, or set DW_URL",
+        ) from None
+    from dwcli.cli._warehouse import warehouse_url_for
+
+    return warehouse_url_for(project)

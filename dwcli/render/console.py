@@ -1,0 +1,126 @@
+"""The one place that prints. stdout carries data, stderr carries people's text.
+
+Views elsewhere in this room return renderables or text; these functions put them on a stream, and fit
+the stream: no colour with NO_COLOR or TERM=dumb, ASCII where the screen is not UTF-8, tab-separated
+text where stdout is not a screen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import IO, TYPE_CHECKING, Any
+
+from dwcli.render.tables import Column, table, tsv
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+#: Width that text is folded at when it does not go to a screen.
+UNSEEN_WIDTH = 100
+
+
+def console(stream: IO[str], width: int | None = None) -> Console:
+    """A console on a stream. Text on it is never markup, and never coloured by guessing.
+
+    Characters that the stream's encoding does not have are shown as escapes.
+    """
+    from rich.console import Console
+
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    seen = stream.isatty()
+    return Console(
+        file=stream,
+        width=width if width or seen else UNSEEN_WIDTH,
+        # a file must not get colours because of FORCE_COLOR, which is meant for another program
+        force_terminal=seen,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def stdout(width: int | None = None) -> Console:
+    """The console for data."""
+    return console(sys.stdout, width)
+
+
+def stderr(width: int | None = None) -> Console:
+    """The console for people's text."""
+    return console(sys.stderr, width)
+
+
+def ascii_only(stream: IO[str]) -> bool:
+    """Whether a stream cannot show line drawing and the like."""
+    return not (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "").startswith("utf")
+
+
+def show(view: RenderableType) -> None:
+    """Put a view on stdout."""
+    stdout().print(view)
+    sys.stdout.flush()
+
+
+def say(text: RenderableType) -> None:
+    """Tell the person something, on stderr."""
+    stderr().print(text)
+
+
+def print_rows(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows on stdout: a table that fits the screen, or TSV with a header where there is no screen."""
+    if sys.stdout.isatty():
+        out = stdout()
+        out.print(table(columns, rows, out.width))
+    else:
+        write_text(tsv(columns, rows))
+    sys.stdout.flush()
+
+
+def write_text(lines: Iterable[str]) -> None:
+    """Write text for programs to stdout: UTF-8 and `\\n`, whatever the machine's habits."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogatepass", newline="\n")
+    sys.stdout.writelines(lines)
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout. Moments are UTC ISO 8601."""
+    write_text([to_json(value, indent=2), "\n"])
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text. What JSON has no word for is a string: decimals with all their digits, NaN, bytes."""
+    return json.dumps(_prepared(value), indent=indent, ensure_ascii=False, default=_in_words)
+
+
+def _prepared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _prepared(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_prepared(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def _in_words(value: Any) -> Any:
+    match value:
+        case datetime():
+            moment = value.astimezone(UTC) if value.tzinfo else value
+            return moment.isoformat().replace("+00:00", "Z")
+        case date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case Decimal():
+            return str(value)
+        case bytes():
+            return "\\x" + value.hex()
+        case _:
+            return str(value)

@@ -1,0 +1,344 @@
+"""What `dw run` shows while it works: bars that move, or lines that stay. Always on stderr.
+
+    with follow("bars", width=…) as emit:
+        run_project(…, emit)
+
+`emit` is called from several threads and only writes down what happened. A thread of the display draws
+it four times a second (bars) or tells it every half minute (log). What a pipeline ended with is said
+once, in lines that stay, in every mode.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, assert_never
+
+from dwcli.events import (
+    BatchLoaded,
+    BatchRead,
+    BatchStaged,
+    Emit,
+    Event,
+    Notice,
+    RunFinished,
+    RunStarted,
+    SchemaChanged,
+    Stage,
+    StageStarted,
+)
+from dwcli.render.console import console
+from dwcli.render.runs import MARK_WIDTH, STAGES, Line, plain_line, rate, remark, summary
+from dwcli.render.tables import marked
+from dwcli.render.words import clock, compact, escape, size, thousands, width
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+Mode = Literal["bars", "log", "none"]
+
+REFRESH_PER_SECOND = 4
+LOG_SECONDS = 30.0
+#: Below this width a pipeline gets one line and no bar.
+NARROW = 60
+
+
+@dataclass
+class Progress:
+    """How far one running pipeline is. Written by `note`, read by the display, under one lock."""
+
+    pipeline: str
+    began: float
+    rows_expected: int | None = None
+    stage: Stage = "extract"
+    rows: dict[Stage, int] = field(default_factory=lambda: {"extract": 0, "stage": 0, "load": 0})
+    bytes: dict[Stage, int] = field(default_factory=lambda: {"extract": 0, "stage": 0, "load": 0})
+    #: when the last batch of a stage went by
+    last: dict[Stage, float] = field(default_factory=dict)
+
+
+@dataclass
+class Board:
+    """Every running pipeline, and the lines that are waiting to be said."""
+
+    running: dict[str, Progress] = field(default_factory=dict)
+    finished: int = 0
+    lines: list[Line] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def note(board: Board, event: Event, now: float) -> None:
+    """Write down what happened. Quick: no screen is touched."""
+    match event:
+        case RunStarted():
+            board.running[event.pipeline] = Progress(event.pipeline, now, event.rows_expected)
+        case StageStarted():
+            _of(board, event.pipeline, now).stage = event.stage
+        case BatchRead():
+            _add(_of(board, event.pipeline, now), "extract", event.rows, event.bytes, now)
+        case BatchStaged():
+            _add(_of(board, event.pipeline, now), "stage", event.rows, event.bytes, now)
+        case BatchLoaded():
+            _add(_of(board, event.pipeline, now), "load", event.rows, 0, now)
+        case SchemaChanged():
+            pass  # it stands in the result, and is said with it
+        case Notice():
+            board.lines.append(remark(escape(event.pipeline), event.text))
+        case RunFinished():
+            board.running.pop(event.pipeline, None)
+            board.finished += 1
+            board.lines += summary({**event.result, "pipeline_name": event.pipeline})
+        case _:
+            assert_never(event)
+
+
+def _of(board: Board, pipeline: str, now: float) -> Progress:
+    return board.running.setdefault(pipeline, Progress(pipeline, now))
+
+
+def _add(progress: Progress, stage: Stage, rows: int, bytes: int, now: float) -> None:
+    progress.rows[stage] += rows
+    progress.bytes[stage] += bytes
+    progress.last[stage] = now
+
+
+# -- the listener --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def follow(mode: Mode, out: Console | None = None, planned: int = 1) -> Iterator[Emit]:
+    """Show a run while the block lasts; what it yields is the run's listener.
+
+    planned: how many pipelines were asked for, so that those still to come can be counted.
+    """
+    out = out or console(sys.stderr)
+    board = Board()
+    if mode == "bars":
+        with _bars(board, out, planned) as emit:
+            yield emit
+    else:
+        with _lines(board, out, LOG_SECONDS if mode == "log" else None) as emit:
+            yield emit
+    _say_lines(board, out)
+
+
+def _say_lines(board: Board, out: Console) -> None:
+    with board.lock:
+        waiting, board.lines = board.lines, []
+    for mark, body in waiting:
+        if out.is_terminal:
+            out.print(marked(mark, body, MARK_WIDTH))
+        else:
+            out.print(plain_line(mark, body), soft_wrap=True)
+
+
+@contextmanager
+def _bars(board: Board, out: Console, planned: int) -> Iterator[Emit]:
+    from rich.live import Live
+
+    def emit(event: Event) -> None:
+        with board.lock:
+            note(board, event, time.monotonic())
+
+    def draw() -> Group:
+        with board.lock:
+            return view(board, out.width, out.height, planned)
+
+    live = Live(
+        console=out,
+        get_renderable=draw,
+        refresh_per_second=REFRESH_PER_SECOND,
+        transient=True,
+        # stdout may be a file that waits for JSON: not a byte of it may land on the screen
+        redirect_stdout=False,
+    )
+    stop = threading.Event()
+
+    def say() -> None:
+        while not stop.wait(1 / REFRESH_PER_SECOND):
+            _say_lines(board, out)
+
+    speaker = threading.Thread(target=say, name="progress", daemon=True)
+    with live:
+        speaker.start()
+        try:
+            yield emit
+        finally:
+            stop.set()
+            speaker.join()
+            _say_lines(board, out)
+
+
+@contextmanager
+def _lines(board: Board, out: Console, every: float | None) -> Iterator[Emit]:
+    """Lines that stay: at each change of stage and every `every` seconds; None for endings alone."""
+
+    def emit(event: Event) -> None:
+        with board.lock:
+            note(board, event, time.monotonic())
+            if every and isinstance(event, StageStarted):
+                board.lines.append(_line(board.running[event.pipeline]))
+        _say_lines(board, out)
+
+    stop = threading.Event()
+
+    def tell() -> None:
+        while not stop.wait(every):
+            with board.lock:
+                board.lines += [_line(progress) for progress in board.running.values()]
+            _say_lines(board, out)
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    if every:
+        teller.start()
+    try:
+        yield emit
+    finally:
+        stop.set()
+        if every:
+            teller.join()
+        _say_lines(board, out)
+
+
+def _line(progress: Progress) -> Line:
+    from rich.text import Text
+
+    return Text(""), Text(f"{datetime.now():%H:%M:%S} {log_line(progress)}")
+
+
+def log_line(progress: Progress) -> str:
+    """`orders stage 842000 rows 212000 rows/s`: plain numbers, for grep."""
+    stage = progress.stage
+    rows, seconds = progress.rows[stage], seconds_in(progress, stage)
+    amount = f" {rows} rows" if rows else ""
+    speed = f" {rows / seconds:.0f} rows/s" if rows and seconds else ""
+    return f"{escape(progress.pipeline)} {stage}{amount}{speed}"
+
+
+# -- the view ------------------------------------------------------------------------------------------
+
+
+def view(board: Board, screen: int, height: int, planned: int) -> Group:
+    """The moving part of the screen: the running pipelines, and how many are done."""
+    from rich.console import Group
+    from rich.text import Text
+
+    running = list(board.running.values())
+    parts: list[Table | Text] = []
+    if running and (screen < NARROW or 3 * len(running) > height - 3):
+        parts.append(_small(running[: max(1, height - 3)], screen))
+    elif running:
+        parts.append(_large(running, screen))
+    if planned > 1:
+        parts.append(Text(f"{board.finished} of {planned} done", style="dim"))
+    return Group(*parts)
+
+
+def _small(running: list[Progress], screen: int) -> Text:
+    """One line per pipeline: name, stage, how far, time left."""
+    from rich.text import Text
+
+    lines: list[str] = []
+    for progress in running:
+        stage = _slowest(progress)
+        far = part_done(progress, stage)
+        amount = f"{far:.0%}" if far is not None else f"{compact(progress.rows[stage])} rows"
+        left = time_left(progress, stage)
+        words = [stage, amount] + ([clock(left)] if left is not None else [])
+        tail = " ".join(words)
+        lines.append(f"{_cut(escape(progress.pipeline), screen - len(tail) - 2)} {tail}")
+    return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+
+
+def _cut(name: str, room: int) -> str:
+    if width(name) <= room:
+        return name
+    from rich.cells import set_cell_size
+
+    return set_cell_size(name, max(1, room - 2)).rstrip() + ".."
+
+
+#: What a wide screen shows beside the bar, each with the width it is given; a narrow one begins to do
+#: without from the end of `DROPPED`. Fixed widths keep the bars from jumping.
+FIGURES = {"amount": 14, "bytes": 7, "rate": 12, "part": 4, "left": 10}
+DROPPED = ("left", "rate", "bytes")
+SHORTEST_BAR, LONGEST_BAR = 10, 40
+
+
+def _large(running: list[Progress], screen: int) -> Table:
+    """Three lines per pipeline, one per stage; wider screens show more figures."""
+    from rich.table import Table
+
+    name_room = min(max(width(escape(p.pipeline)) for p in running), screen // 4)
+    shown, bar = _figures_that_fit(screen - name_room - len("extract") - 4)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for room in (name_room, len("extract"), bar):
+        grid.add_column(width=room, no_wrap=True)
+    for figure in shown:
+        grid.add_column(width=FIGURES[figure], no_wrap=True, justify="left" if figure == "left" else "right")
+    for progress in running:
+        for stage in STAGES:
+            name = _cut(escape(progress.pipeline), name_room) if stage == "extract" else ""
+            grid.add_row(name, *_stage_cells(progress, stage, bar, shown))
+    return grid
+
+
+def _figures_that_fit(room: int) -> tuple[list[str], int]:
+    """Which figures stand beside the bar, and how long it is."""
+    shown, droppable = list(FIGURES), list(DROPPED)
+    while (bar := room - sum(FIGURES[name] + 2 for name in shown)) < SHORTEST_BAR and droppable:
+        shown.remove(droppable.pop())
+    return shown, max(1, min(LONGEST_BAR, bar))
+
+
+def _stage_cells(progress: Progress, stage: Stage, bar: int, shown: list[str]) -> list[RenderableType]:
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    rows, far, left = progress.rows[stage], part_done(progress, stage), time_left(progress, stage)
+    if not rows and stage != progress.stage:
+        return [Text(stage, style="dim"), Text("waiting", style="dim")]
+    done = far == 1
+    figures = {
+        "amount": f"{thousands(rows)} rows",
+        "bytes": size(progress.bytes[stage]) if progress.bytes[stage] else "",
+        "rate": rate(rows, seconds_in(progress, stage)),
+        "part": f"{far:.0%}" if far is not None and rows else "",
+        "left": "done" if done else f"{clock(left)} left" if left is not None else "",
+    }
+    moving = ProgressBar(
+        total=None if far is None else 1.0, completed=far or 0.0, width=bar, pulse=far is None
+    )
+    return [Text(stage), moving, *(Text(figures[name]) for name in shown)]
+
+
+def part_done(progress: Progress, stage: Stage) -> float | None:
+    """How much of a stage is done, from 0 to 1; None where nobody knows: better none than a false one."""
+    expected = progress.rows_expected
+    if not expected or max(progress.rows.values()) > expected:
+        return None
+    return progress.rows[stage] / expected
+
+
+def time_left(progress: Progress, stage: Stage) -> float | None:
+    """Seconds until a stage is through at its speed so far, where the end is known."""
+    far, seconds = part_done(progress, stage), seconds_in(progress, stage)
+    return seconds / far - seconds if far and seconds >= 1 else None
+
+
+def seconds_in(progress: Progress, stage: Stage) -> float:
+    """Seconds from the beginning of the run to the last batch of a stage: what its speed is measured by."""
+    return progress.last.get(stage, progress.began) - progress.began
+
+
+def _slowest(progress: Progress) -> Stage:
+    """The stage that is furthest behind and has begun: it sets the time of the run."""
+    begun = [stage for stage in STAGES if progress.rows[stage]]
+    return begun[-1] if begun else progress.stage

@@ -1,0 +1,89 @@
+"""Sources, pipelines, protocols and connection checks on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from dwcli.render.runs import state_of_run, state_word
+from dwcli.render.tables import Column
+from dwcli.render.words import ago, escape
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SOURCE_COLUMNS = (
+    Column("SOURCE"),
+    Column("PROTOCOL", optional=5),
+    Column("PIPELINE"),
+    Column("QUERY", optional=1, folds=True),
+    Column("TARGET", optional=4),
+    Column("WRITE", optional=2),
+    Column("KEY", optional=6),
+    Column("CURSOR", optional=3),
+    Column("EVERY", optional=7),
+    Column("LAST RUN", optional=8),
+)
+
+
+def source_row(
+    source: Mapping[str, Any], pipeline: Mapping[str, Any], last: Mapping[str, Any] | None, now: datetime
+) -> list[Any]:
+    """One pipeline of a source; `last` is its entry in the local record."""
+    when = datetime.fromisoformat(last["finished_at"]) if last and last.get("finished_at") else None
+    return [
+        source["name"],
+        source["protocol"],
+        pipeline.get("name") or "-",
+        pipeline.get("query") or "-",
+        pipeline.get("target") or "-",
+        pipeline.get("write") or "-",
+        ", ".join(pipeline.get("key") or []) or "-",
+        pipeline.get("cursor") or "-",
+        pipeline.get("every") or "-",
+        f"{state_of_run(last or {})} {ago(when, now)}" if when else "-",
+    ]
+
+
+PROTOCOL_COLUMNS = (
+    Column("PROTOCOL"),
+    Column("TITLE", optional=1),
+    Column("ALIASES", optional=2, folds=True),
+    Column("DRIVER", folds=True),
+)
+
+
+def protocol_row(record: Mapping[str, Any]) -> list[Any]:
+    """One kind of source, and whether it can be used at once."""
+    return [
+        record["protocol"],
+        record["title"],
+        ", ".join(record["aliases"]) or "-",
+        f"pip install 'dwcli[{record['extra']}]'" if record["missing"] else "ready",
+    ]
+
+
+def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], screen: int) -> RenderableType:
+    """A connection, layer by layer; a failure with its fix under it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from dwcli.render.tables import marked
+    from dwcli.render.words import duration
+
+    parts: list[RenderableType] = [Text.assemble((escape(name), "bold"), f"  {escape(about)}")]
+    for check in checks:
+        took = f"   {duration(check['milliseconds'] / 1000)}" if check["milliseconds"] >= 0.5 else ""
+        body = Text(f"{escape(check['detail'])}{took}")
+        if check.get("hint"):
+            body.append(f"\nfix: {escape(check['hint'])}", style="bold")
+        parts.append(marked(_mark(check["ok"]), body, 8))
+    return Group(*parts)
+
+
+def _mark(ok: bool) -> Any:
+    from rich.text import Text
+
+    word = state_word("ok" if ok else "FAILED")
+    return Text("  ok" if ok else "  FAIL", style=word.style)

@@ -1,0 +1,181 @@
+"""Rows as a table that fits the screen, or as tab-separated text for the next program.
+
+    rows ──┬── terminal ──▶ table         a column per field, sized by content
+           │                              narrow: optional columns go first, long texts fold,
+           │                              and when that is not enough one line per field
+           └── pipe ──────▶ tsv           every column, nothing cut
+
+Cells are text that came from outside: never markup, control characters escaped. No value is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dwcli.render.words import escape, escape_lines, width
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+GAP = 2
+#: A column is not folded below this: a word per line reads worse than one line per field.
+NARROWEST = 20
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a view. `name` heads it, in TSV too."""
+
+    name: str
+    right: bool = False
+    #: 0 always stays; on a narrow screen the highest number goes first
+    optional: int = 0
+    #: long text that may be broken into several lines
+    folds: bool = False
+
+
+def cell(value: Any) -> Text:
+    """A value as one safe cell; a `Text` of our own keeps its style."""
+    from rich.text import Text
+
+    if isinstance(value, Text):
+        return value
+    return Text("" if value is None else escape(str(value)))
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], screen: int) -> RenderableType:
+    """A view of the rows in at most `screen` cells of width.
+
+    A cell is anything with a text form; None is empty; a rich `Text` is taken as it is.
+    """
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = [
+        max([width(column.name), *(width(row[index].plain) for row in cells)])
+        for index, column in enumerate(columns)
+    ]
+    kept = _that_fit(columns, widths, screen)
+    if kept is None:
+        return _stacked(columns, cells)
+    return _side_by_side(columns, cells, _folded(columns, widths, kept, screen))
+
+
+def _total(widths: Iterable[int]) -> int:
+    listed = list(widths)
+    return sum(listed) + GAP * (len(listed) - 1)
+
+
+def _least(column: Column, natural: int) -> int:
+    return min(natural, max(NARROWEST, width(column.name))) if column.folds else natural
+
+
+def _that_fit(columns: Sequence[Column], widths: Sequence[int], screen: int) -> list[int] | None:
+    """Indexes of the columns that fit side by side, None if even the needed ones do not."""
+    kept = list(range(len(columns)))
+    while _total(_least(columns[i], widths[i]) for i in kept) > screen:
+        expendable = [i for i in kept if columns[i].optional]
+        if not expendable:
+            return None
+        kept.remove(max(expendable, key=lambda i: columns[i].optional))
+    return kept
+
+
+def _folded(
+    columns: Sequence[Column], widths: Sequence[int], kept: Sequence[int], screen: int
+) -> dict[int, int]:
+    """The width of each kept column: the widest folding ones give way until all fit."""
+    chosen = {i: widths[i] for i in kept}
+    while (excess := _total(chosen.values()) - screen) > 0:
+        foldable = [i for i in kept if chosen[i] > _least(columns[i], widths[i])]
+        widest = max(foldable, key=lambda i: chosen[i])
+        chosen[widest] = max(_least(columns[widest], widths[widest]), chosen[widest] - excess)
+    return chosen
+
+
+def _side_by_side(
+    columns: Sequence[Column], cells: Sequence[Sequence[Text]], widths: dict[int, int]
+) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", show_edge=False)
+    for index, wide in widths.items():
+        column = columns[index]
+        grid.add_column(
+            Text(escape(column.name)),
+            justify="right" if column.right else "left",
+            width=wide,
+            overflow="fold",
+            no_wrap=not column.folds,
+        )
+    for row in cells:
+        grid.add_row(*(row[index] for index in widths))
+    return grid
+
+
+def _stacked(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    margin = max(width(column.name) for column in columns)
+    blocks: list[Text] = []
+    for number, row in enumerate(cells):
+        if number:
+            blocks.append(Text(""))
+        for column, value in zip(columns, row, strict=True):
+            if value.plain:
+                label = escape(column.name)
+                line = Text(label + " " * (margin - width(label) + GAP), style="bold")
+                blocks.append(Text.assemble(line, value, overflow="fold"))
+    return Group(*blocks)
+
+
+def fields(pairs: Iterable[tuple[str, Any]], screen: int) -> RenderableType:
+    """One thing in detail: a line per field that has a value, long values folded under themselves."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [(name, value) for name, value in pairs if value not in (None, "", [], {})]
+    margin = max((width(name) for name, _ in shown), default=0)
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=False, show_edge=False)
+    grid.add_column(style="bold", width=margin, no_wrap=True)
+    grid.add_column(overflow="fold", max_width=max(10, screen - margin - GAP))
+    for name, value in shown:
+        grid.add_row(name, value if isinstance(value, Text) else Text(escape_lines(str(value))))
+    return grid
+
+
+def marked(mark: Text, body: Text, margin: int) -> RenderableType:
+    """A line that begins with a mark; what does not fit goes on under the body, not under the mark."""
+    from rich.table import Table
+
+    grid = Table.grid()
+    grid.add_column(width=margin, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, body)
+    return grid
+
+
+# -- for programs --------------------------------------------------------------------------------------
+
+TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def tsv_line(values: Iterable[Any], null: str = "") -> str:
+    """One line of tab-separated text; tab, line breaks and backslash are escaped as PostgreSQL does."""
+    return "\t".join(null if v is None else _plain(v).translate(TSV_ESCAPES) for v in values) + "\n"
+
+
+def tsv(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """The rows as lines, a header line first. All columns are there, whatever the screen."""
+    yield tsv_line(column.name for column in columns)
+    for row in rows:
+        yield tsv_line(row)
+
+
+def _plain(value: Any) -> str:
+    from rich.text import Text
+
+    return value.plain if isinstance(value, Text) else str(value)
