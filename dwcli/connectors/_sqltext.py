@@ -106,22 +106,27 @@ def bounded(
     start: Any,
     end: Any,
     place: str = "?",
-    null_sql: str = "",
+    null_sql: str | None = None,
 ) -> tuple[str, list[Any]]:
     """`SELECT columns FROM source`, from `start` (inclusive) to `end` (exclusive), with its parameters.
 
+    Rows whose cursor is NULL are always among them.
+
     columns, source, cursor_sql: SQL already quoted. start, end: parameters, None for no bound.
     place: the SQL of one parameter, such as `CAST(? AS DATE)`. null_sql: the condition for a cursor
-    that is NULL, or that becomes so. Without an end, such rows are read as well.
+    that is NULL or becomes so; "" for a column that is never NULL, so that an index serves.
     """
-    conditions, parameters = [], []
+    within, parameters = [], []
     if start is not None:
-        conditions.append(f"({cursor_sql} >= {place} OR {null_sql or f'{cursor_sql} IS NULL'})")
+        within.append(f"{cursor_sql} >= {place}")
         parameters.append(start)
     if end is not None:
-        conditions.append(f"{cursor_sql} < {place}")
+        within.append(f"{cursor_sql} < {place}")
         parameters.append(end)
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    where = f" WHERE ({' AND '.join(within)})" if within else ""
+    null_sql = f"{cursor_sql} IS NULL" if null_sql is None else null_sql
+    if where and null_sql:
+        where += f" OR {null_sql}"
     return f"SELECT {', '.join(columns)} FROM {source}{where}", parameters  # noqa: S608
 
 
