@@ -11,9 +11,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST ?= $(BIN)/pytest -n auto --dist loadfile
 # Pages that are written from the code, between their [[[cog]]] marks.
 COG    := $(BIN)/cog -n utf-8 -I docs
-PAGES  := README.md $(wildcard docs/reference/*.md docs/connectors/*.md)
+PAGES  := README.md docs/reference/*.md docs/connectors/*.md
 LAKE   ?= ./lake
 ROWS   ?= 1000000
+ROUNDS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-clean test check format bench docs docs-serve docs-generate lock clean \
@@ -58,7 +59,7 @@ format: $(READY)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 
 bench: $(READY) .venv-bench/.ready  ## measure dw beside other tools (ROWS=5000000 for the full size)
-	$(BIN)/python -m benchmarks --rows $(ROWS)
+	$(BIN)/python -m benchmarks --rows $(ROWS) --rounds $(ROUNDS)
 
 .venv-bench/.ready: requirements/bench.txt
 	@echo "Making .venv-bench with the tools to compare with …"
@@ -73,6 +74,7 @@ docs-serve: docs-generate  ## show the documentation in a browser, rebuilt on ch
 	$(BIN)/zensical serve
 
 docs-generate: $(READY)  ## write the reference pages from the code
+	$(BIN)/python docs/_generate.py
 	$(COG) -r $(PAGES)
 
 lock:  ## pin the newest versions that fit pyproject.toml (needs uv)

@@ -26,7 +26,7 @@ WriteDisposition = Literal["append", "replace", "merge"]
 
 #: How much memory one batch may take, in bytes, unless the config says otherwise. Some five batches
 #: are under way at once between source and warehouse.
-BATCH_BYTES = 16 * 1024 * 1024
+BATCH_BYTES = 8 * 1024 * 1024
 
 
 class ConnectorConfig(BaseModel):

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,6 +15,24 @@ import psycopg
 import pytest
 
 from dwcli.warehouse import connect, embedded
+
+
+@contextmanager
+def project_folder() -> Iterator[Path]:
+    """A folder that every account may enter; the servers in it and its files are gone afterwards.
+
+    It is in memory where there is room: making a server writes 40 MB, and every commit waits for the disk.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2 * 1024**3
+    folder = Path(tempfile.mkdtemp(prefix="dw-test-", dir=memory if roomy else None))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        for home in folder.rglob(".dw/postgres"):
+            embedded.remove(home)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
@@ -26,14 +45,8 @@ def warehouse_server() -> Iterator[str]:
     if given:
         yield given
         return
-    project = Path(tempfile.mkdtemp(prefix="dw-test-"))
-    project.chmod(0o755)
-    home = project / ".dw" / "postgres"
-    try:
-        yield embedded.url(embedded.start(home), database="postgres")
-    finally:
-        embedded.remove(home)
-        shutil.rmtree(project)
+    with project_folder() as project:
+        yield embedded.url(embedded.start(project / ".dw" / "postgres"), database="postgres")
 
 
 @pytest.fixture

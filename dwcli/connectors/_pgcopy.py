@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dwcli.errors import SourceData
@@ -427,9 +427,9 @@ def _limbs(buffer: bytearray, at: Ints, header: Ints, scale: int) -> tuple[list[
 def _words(limbs: Sequence[Ints], low: int, negative: Mask) -> Ints:
     """limbs → 128-bit two's complement: an (n, 2) array of low and high words."""
     lower, upper = limbs[-1].astype(np.uint64), np.zeros(len(negative), np.uint64)
-    for limb, base in zip(reversed(limbs[:-1]), [10**16] * (len(limbs) - 2) + [low], strict=True):
-        lower, upper = _times(lower, upper, base)
-        total = lower + limb.astype(np.uint64)
+    for i in reversed(range(len(limbs) - 1)):
+        lower, upper = _times(lower, upper, 10 ** (4 * _LIMB) if i else low)
+        total = lower + limbs[i].astype(np.uint64)
         upper += total < lower
         lower = total
     flip = np.where(negative, np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.uint64(0))

@@ -13,7 +13,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from dwcli.contract import Cursor
-from dwcli.errors import ConfigError
+from dwcli.documents import nearest
+from dwcli.errors import ConfigError, ResourceMissing
 
 _SELECT = re.compile(
     r"""(?isx) \A (?: \s+ | --[^\n]*(?:\n|\Z) | \#[^\n]*(?:\n|\Z) | /\*.*?\*/ | \( )*
@@ -85,6 +86,19 @@ def find_table(
     return next((folded[t] for w in wanted if (t := tuple(p.casefold() for p in w)) in folded), None)
 
 
+def find_column(cursor: Cursor, names: Sequence[str]) -> str:
+    """The cursor column as the source spells it. Raises ResourceMissing with the nearest name."""
+    if cursor.column in names:
+        return cursor.column
+    for name in names:
+        if name.casefold() == cursor.column.casefold():
+            return name
+    raise ResourceMissing(
+        f"there is no cursor column '{cursor.column}'.{nearest(cursor.column, names)}",
+        hint=f"columns: {', '.join(names)}",
+    )
+
+
 def bounded(
     columns: Sequence[str],
     source: str,
@@ -127,6 +141,8 @@ def cursor_value(text: str | None, type: str, cursor: Cursor) -> Any:
                 return Decimal(text)
             case "double precision" | "real":
                 return float(text)
+            case "timestamptz" | "timestamp" | "date" if text in ("infinity", "-infinity"):
+                return text
             case "timestamptz" | "timestamp":
                 value = datetime.datetime.fromisoformat(text)
                 return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)

@@ -41,6 +41,7 @@ from dwcli.connectors._sqltext import (
     Dialect,
     bounded,
     cursor_value,
+    find_column,
     find_table,
     is_select,
     name_parts,
@@ -562,14 +563,8 @@ def _bound(declared: _Declared, value: Any, config: Config) -> Any:
 
 
 def _cursor_column(source: _Source, cursor: Cursor) -> _Declared:
-    for column in source.columns:
-        if column.name.casefold() == cursor.column.casefold():
-            return column
-    names = [c.name for c in source.columns]
-    raise ResourceMissing(
-        f"there is no cursor column '{cursor.column}'.{nearest(cursor.column, names)}",
-        hint=f"columns: {', '.join(names)}",
-    )
+    wanted = find_column(cursor, [c.name for c in source.columns])
+    return next(c for c in source.columns if c.name == wanted)
 
 
 # -- types ----------------------------------------------------------------------------------------------

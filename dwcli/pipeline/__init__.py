@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dwcli.pipeline.project import run_project
-from dwcli.pipeline.runner import RunOptions, run_pipeline
+from dwcli.pipeline.record import RunOptions
+from dwcli.pipeline.runner import run_pipeline
 
 __all__ = ["RunOptions", "run_pipeline", "run_project"]

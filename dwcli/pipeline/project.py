@@ -14,13 +14,14 @@ from dwcli.connectors import Connector, create_connector
 from dwcli.contract import BATCH_BYTES
 from dwcli.errors import RunStopped
 from dwcli.events import Emit
-from dwcli.pipeline.runner import Job, RunOptions, attempt
+from dwcli.pipeline.record import Job, RunOptions
+from dwcli.pipeline.runner import attempt
 from dwcli.project import Pipeline, Project, connection_values, size_bytes
 from dwcli.warehouse.engine import make_engine
 
 #: Parts of the memory a run may take that one batch may be: some five are under way at once, in up to
 #: three forms, beside what Python and its libraries take.
-BATCHES_IN_MEMORY = 32
+BATCHES_IN_MEMORY = 64
 
 
 def run_project(

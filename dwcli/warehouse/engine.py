@@ -236,13 +236,18 @@ def _parameters(url: str) -> dict[str, Any]:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        return dict(conninfo_to_dict(re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)))
+        parameters = dict(conninfo_to_dict(re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)))
     except psycopg.Error:
+        parameters = {}
+    host, port, database = (str(parameters.get(name) or "") for name in ("host", "port", "dbname"))
+    # A password with an @ or a / in it: libpq takes what follows for the host, port or database.
+    if not parameters or "@" in host + database or not re.fullmatch(r"[\d,]*", port):
         raise ConfigError(
             "the warehouse's URL cannot be read",
             why=mask_url(url),
             hint="percent-encode special characters in user and password: @ is %40, / is %2F, : is %3A",
-        ) from None
+        )
+    return parameters
 
 
 def _defaults() -> dict[str, Any]:
@@ -275,7 +280,7 @@ def _connection_failed(error: Exception, parameters: Mapping[str, Any]) -> Conne
     where = _where(parameters)
     said = redact(str(error), [str(parameters.get("password") or "")])
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    why = re.sub(r"^.*?(FATAL|failed):\s+", "", lines[-1]) if lines else ""
+    why = re.sub(r"^.*(FATAL|failed):\s+", "", lines[-1]) if lines else ""
     if STARTING.search(said):
         return ConnectionFailed(f"{where} is not ready yet", "database", why, "wait a moment and try again")
     for pattern, layer, hint in FAILURES:

@@ -1,0 +1,1 @@
+"""How fast `dw` is beside other tools and beside the limit that psql sets. `make bench` runs it."""

@@ -1,0 +1,103 @@
+"""Reference pages from the code. `make docs-generate` runs these between the [[[cog]]] marks of the pages.
+
+Each function returns Markdown. A page without its marks' text up to date fails `make check`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dwcli import connectors
+
+PAGES = Path(__file__).parent / "connectors"
+
+
+def commands() -> str:
+    """Every command with its --help, in the order of `dw --help`."""
+    from dwcli.cli.app import COMMANDS, is_there
+
+    names = [command.name for command in COMMANDS if is_there(command)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        helps = list(pool.map(help_of, [[], *([name] for name in names)]))
+    sections = [f"## dw {name}".rstrip() for name in ["", *names]]
+    return "\n\n".join(
+        f"{title}\n\n```text\n{text}\n```" for title, text in zip(sections, helps, strict=True)
+    )
+
+
+def help_of(words: list[str]) -> str:
+    """What `dw WORDS --help` prints in 100 columns."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / "dw", *words, "--help"],
+        env={**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"},
+        cwd=Path(__file__).parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    return "\n".join(line.rstrip() for line in plain.splitlines()).strip("\n")
+
+
+def sources() -> str:
+    """The table of every kind of source, each with its page."""
+    rows = [
+        f"| [{connectors.title(name)}]({name}.md) | `{name}` | {listed(aliases(name))} | {driver(name)} |"
+        for name in connectors.names()
+    ]
+    return "\n".join(["| Source | Protocol | Also called | Driver |", "|---|---|---|---|", *rows])
+
+
+def source_list() -> str:
+    """Every kind of source in one sentence, for the README."""
+    return ", ".join(connectors.title(name) for name in connectors.names())
+
+
+def fields(protocol: str) -> str:
+    """The configuration keys of one kind of source."""
+    from dwcli.cli.forms import markdown
+
+    return markdown(connectors.load(protocol).Config)
+
+
+def aliases(protocol: str) -> tuple[str, ...]:
+    return tuple(connectors.literals(protocol).get("ALIASES", ()))
+
+
+def driver(protocol: str) -> str:
+    extra = connectors.literals(protocol).get("EXTRA")
+    return f"`pip install 'dwcli[{extra}]'`" if extra else "comes with dw"
+
+
+def listed(words: tuple[str, ...]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def new_page(protocol: str) -> str:
+    """A page to begin with, for a connector that has none; what is around the marks is yours to write."""
+    return f"""# {connectors.title(protocol)}
+
+<!-- [[[cog
+import _generate
+cog.outl(_generate.fields("{protocol}"))
+]]] -->
+<!-- [[[end]]] -->
+"""
+
+
+def main() -> None:
+    """Begin the pages of connectors that have none."""
+    for protocol in connectors.names():
+        page = PAGES / f"{protocol}.md"
+        if not page.exists():
+            page.write_text(new_page(protocol), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""One run as a record: what it is asked, what has happened in it, and how that is told afterwards."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, Engine
+
+from dwcli.connectors import Connector
+from dwcli.contract import WriteDisposition
+from dwcli.errors import ConnectionFailed, DwError, RunStopped, WarehouseError
+from dwcli.events import Emit, SchemaChanged
+from dwcli.log import get_logger
+from dwcli.references import redact
+from dwcli.staging import write_audit_record
+from dwcli.staging.plan import Counts, Load
+from dwcli.staging.writer import StagedFile
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a person may ask of one run.
+
+    start, end: a backfill range of the cursor, start inclusive and end exclusive.
+    limit: stop after so many rows; the next run then reads everything.
+    """
+
+    full_refresh: bool = False
+    start: str | None = None
+    end: str | None = None
+    limit: int | None = None
+    jobs: int = 1
+    fail_fast: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pipeline, ready to run."""
+
+    pipeline: str
+    source: str
+    #: names the pipeline's folder and files in the lake
+    lake_name: str
+    connector: Callable[[], Connector]
+    query: str
+    schema: str
+    table: str
+    lake: Path
+    write: WriteDisposition = "append"
+    key: tuple[str, ...] = ()
+    cursor: str | None = None
+    cursor_nulls: str = "error"
+    lookback: str | int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    contract: str = "evolve"
+    config_hash: str = ""
+    command: str = ""
+
+
+@dataclass
+class Run:
+    """What has happened so far in one run of a job."""
+
+    job: Job
+    options: RunOptions
+    emit: Emit
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.monotonic)
+    protocol: str = ""
+    warehouse_id: str = ""
+    rows_read: int = 0
+    bytes_staged: int = 0
+    files: list[StagedFile] = field(default_factory=list)
+    counts: Counts = field(default_factory=lambda: Counts(0, 0, 0, 0))
+    cursor_from: str | None = None
+    cursor_to: str | None = None
+    position: Any = None
+    replaces: list[Mapping[str, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"extract": 0.0, "stage": 0.0, "load": 0.0})
+    schema_changes: list[str] = field(default_factory=list)
+    values_changed: dict[str, int] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
+    snapshot: str | None = None
+    marker: Path | None = None
+    committing: bool = False
+    #: loaded from the lake at the start, because an earlier run died before its COMMIT
+    healed: list[str] = field(default_factory=list)
+
+
+def tell_changes(run: Run, load: Load) -> None:
+    for change in load.changes[len(run.schema_changes) :]:
+        run.schema_changes.append(change.words)
+        run.emit(SchemaChanged(run.job.pipeline, change.words))
+
+
+def audit(run: Run, engine: Engine | Connection, status: str, error: DwError | None = None) -> None:
+    job, done = run.job, status != "running"
+    details: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "os_user": _user(),
+        "pid": os.getpid(),
+        "dw_version": dw_version(),
+        "config_hash": job.config_hash or None,
+        "command": job.command or None,
+    }
+    if done:
+        details |= {
+            "rows_read": run.rows_read,
+            "rows_inserted": run.counts.inserted,
+            "rows_updated": run.counts.updated,
+            "rows_deleted": run.counts.deleted,
+            "rows_rejected": 0,
+            "bytes_staged": run.bytes_staged,
+            "cursor_from": run.cursor_from,
+            "cursor_to": run.cursor_to,
+            "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},
+            "schema_changes": run.schema_changes,
+            "values_changed": run.values_changed,
+            "snapshot": run.snapshot,
+            "error_code": error.code if error else None,
+            "error_hint": redact(error.hint, run.secrets) if error else None,
+        }
+    write_audit_record(
+        engine,
+        run.id,
+        job.pipeline,
+        job.source,
+        run.protocol,
+        f"{job.schema}.{job.table}",
+        status,
+        (run.counts.rows if error is None else 0) if done else None,
+        len(run.files) if done else None,
+        run.started_at,
+        datetime.now(UTC) if done else None,
+        _sentence(error, run.secrets) if error else None,
+        details,
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def dw_version() -> str:
+    """The version of dw that runs, or 'unknown' when it was never installed."""
+    try:
+        return version("dwcli")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _sentence(error: DwError, secrets: Sequence[str]) -> str:
+    return redact(f"{error.message}: {error.why}" if error.why else error.message, secrets)
+
+
+def result_of(run: Run, error: DwError | None) -> dict[str, Any]:
+    """What `dw run --json` prints for this run."""
+    job = run.job
+    return {
+        "run_id": run.id,
+        "status": "failure" if error else "success",
+        "pipeline_name": job.pipeline,
+        "source_name": job.source,
+        "target_table": f"{job.schema}.{job.table}",
+        "rows_loaded": 0 if error else run.counts.rows,
+        "parquet_files": len(run.files),
+        "duration_seconds": round(time.monotonic() - run.clock, 3),
+        "started_at": run.started_at.isoformat(),
+        "rows_read": run.rows_read,
+        "rows_inserted": 0 if error else run.counts.inserted,
+        "rows_updated": 0 if error else run.counts.updated,
+        "rows_deleted": 0 if error else run.counts.deleted,
+        "rows_rejected": 0,
+        "bytes_staged": run.bytes_staged,
+        "cursor_from": run.cursor_from,
+        "cursor_to": run.cursor_to,
+        "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},
+        "schema_changes": run.schema_changes,
+        "values_changed": run.values_changed,
+        "healed_runs": run.healed,
+        "error": None
+        if error is None
+        else {
+            "code": error.code,
+            "message": redact(error.message, run.secrets),
+            "why": redact(error.why, run.secrets),
+            "hint": redact(error.hint, run.secrets),
+        },
+    }
+
+
+def explained(error: BaseException, run: Run) -> DwError:
+    """Any error as one of ours, without secrets."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return RunStopped("stopped; everything of this run was rolled back")
+    if isinstance(error, ConnectionFailed):
+        return ConnectionFailed(
+            redact(error.message, run.secrets), error.layer, redact(error.why, run.secrets), error.hint
+        )
+    if isinstance(error, DwError):
+        error.args = (redact(error.message, run.secrets),)
+        error.why = redact(error.why, run.secrets)
+        return error
+    if isinstance(error, psycopg.Error) or type(error).__module__.startswith("sqlalchemy"):
+        return warehouse_error(error)
+    log.error("unexpected error in %s", run.job.pipeline, exc_info=error)
+    return DwError(
+        f"unexpected error ({type(error).__name__})", why=redact(str(error), run.secrets), code="DW-BUG"
+    )
+
+
+def warehouse_error(error: BaseException) -> DwError:
+    """A driver's error as ours: the server's own sentence, never its DETAIL, which holds row data."""
+    if isinstance(error, DwError):
+        return error
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, DwError):
+        return cause
+    primary = getattr(getattr(cause, "diag", None), "message_primary", None)
+    if isinstance(cause, psycopg.OperationalError) and primary is None:
+        return WarehouseError(
+            "the connection to the warehouse was lost; nothing of this run was committed",
+            why=str(cause).strip().split("\n")[0],
+            hint="run it again when the warehouse is back: dw up",
+        )
+    return WarehouseError("the warehouse refused something", why=primary or str(cause).split("\n")[0])

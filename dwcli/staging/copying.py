@@ -1,0 +1,233 @@
+"""One batch of rows into a table, by binary COPY.
+
+Each column travels in the type its frame has. Where the table's column has another type (text that is
+to become an interval, a whole number in a numeric column), the batch goes into a temporary table first
+and PostgreSQL casts it, which knows its types best.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import polars as pl
+import psycopg
+import pyarrow as pa
+from pgpq import ArrowToPostgresBinaryEncoder
+from pgpq.encoders import StringViewEncoderBuilder
+from pgpq.schema import Jsonb
+from psycopg import sql
+
+from dwcli.ahead import ahead
+from dwcli.errors import KeyRefused, ValueRefused, WarehouseError
+from dwcli.staging.dw_schema import (
+    PROVISIONAL,
+    Table,
+    base_type,
+    cast_sql,
+    postgres_type,
+    run_ddl,
+    type_sql,
+)
+from dwcli.staging.frames import Types
+
+#: Rows that are encoded at once: bounds the encoder's buffer, not the COPY.
+SLICE_ROWS = 16_384
+#: Types whose binary form is their text.
+AS_TEXT = ("text", "varchar", "json", "xml", "citext", PROVISIONAL)
+
+
+def holdable(frame: pl.DataFrame, declared: Types) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Take out of a batch what PostgreSQL cannot hold, and count it.
+
+    NUL has no place in any text of PostgreSQL, so it is removed; so is its escape in jsonb. Nanoseconds
+    are cut to microseconds.
+    """
+    changed: dict[str, int] = {}
+    fixed: list[pl.Expr] = []
+    for name, dtype in frame.schema.items():
+        column = frame[name]
+        if dtype == pl.String:
+            for mark in ("\0", r"\u0000") if declared.get(name) in ("json", "jsonb") else ("\0",):
+                found = column.str.contains(mark, literal=True)
+                if found.any():
+                    changed[f"{name}: NUL removed"] = int(found.sum())
+                    column = column.str.replace_all(mark, "", literal=True)
+            if column is not frame[name]:
+                fixed.append(pl.lit(column))
+        elif dtype == pl.Time or (isinstance(dtype, pl.Datetime | pl.Duration) and dtype.time_unit == "ns"):
+            finer = int(((column.to_physical() % 1000) != 0).sum())
+            if finer:
+                changed[f"{name}: nanoseconds cut"] = finer
+    return (frame.with_columns(fixed) if fixed else frame), changed
+
+
+def copy_frame(connection: psycopg.Connection, sink: Table, frame: pl.DataFrame, have: Types) -> None:
+    """COPY a frame into a table, whose columns its columns are named as.
+
+    have: the PostgreSQL type of each column as the frame holds it. Raises ValueRefused, KeyRefused.
+    """
+    wire = {column: _wire_type(have[column], frame.schema[column]) for column in frame.columns}
+    direct = all(_same_form(wire[column], sink.columns[column]) for column in frame.columns)
+    with refusals(sink):
+        if direct:
+            _copy_binary(connection, sink.identifier, frame, wire)
+            return
+        batch = Table("", "dw_batch", wire)
+        create_temporary(connection, batch)
+        _copy_binary(connection, batch.identifier, frame, wire)
+        _insert_cast(connection, batch, sink)
+        connection.execute(sql.SQL("drop table {}").format(batch.identifier))
+
+
+def _wire_type(kind: str, dtype: pl.DataType) -> str:
+    """The type in which a column travels: its own where the frame holds its values, else text."""
+    if dtype == pl.String:
+        return kind if kind == "jsonb" or kind in AS_TEXT else "text"
+    if dtype == pl.Null:
+        return "text"
+    return postgres_type(dtype)
+
+
+def _same_form(wire: str, column: str) -> bool:
+    """Whether a column's binary form on the wire is the one the table's column reads."""
+    ours, theirs = base_type(wire), base_type(column)
+    return ours == theirs or (ours in AS_TEXT and theirs in AS_TEXT)
+
+
+def _copy_binary(
+    connection: psycopg.Connection, into: sql.Identifier, frame: pl.DataFrame, wire: Types
+) -> None:
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in frame.columns)
+    statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(into, columns)
+    with connection.cursor() as cursor:
+        # Encoded ahead, so that the server never waits for the next part.
+        with cursor.copy(statement) as copy, contextlib.closing(ahead(encoded(frame, wire))) as parts:
+            for part in parts:
+                copy.write(part)
+        if cursor.rowcount != frame.height:
+            raise WarehouseError(f"PostgreSQL took {cursor.rowcount} of {frame.height} rows")
+
+
+def encoded(frame: pl.DataFrame, wire: Types) -> Iterator[bytes]:
+    """A frame in PostgreSQL's binary COPY form, in parts of SLICE_ROWS rows."""
+    encoder = None
+    for start in range(0, frame.height, SLICE_ROWS):
+        table = _arrow(frame.slice(start, SLICE_ROWS), wire)
+        for batch in table.to_batches():
+            if encoder is None:
+                encoder = _encoder(batch.schema, wire)
+                yield encoder.write_header()
+            yield encoder.write_batch(batch)
+    if encoder is not None:
+        yield encoder.finish()
+
+
+def _encoder(schema: pa.Schema, wire: Types) -> ArrowToPostgresBinaryEncoder:
+    encoders = {field.name: ArrowToPostgresBinaryEncoder.infer_encoder(field) for field in schema}
+    for field_ in schema:
+        if wire[field_.name] == "jsonb":
+            encoders[field_.name] = StringViewEncoderBuilder.new_with_output(field_, Jsonb())
+    return ArrowToPostgresBinaryEncoder.new_with_encoders(schema, encoders)
+
+
+def _arrow(frame: pl.DataFrame, wire: Types) -> pa.Table:
+    """A frame as Arrow, in the forms the encoder knows. Strings stay views: no byte is copied."""
+    casts: list[pl.Expr] = []
+    for name, dtype in frame.schema.items():
+        column = pl.col(name)
+        if dtype == pl.Null:
+            casts.append(column.cast(pl.String))
+        elif dtype.is_integer() and wire[name] == "bigint" and dtype != pl.Int64:
+            casts.append(column.cast(pl.Int64))
+        elif dtype == pl.Float32:
+            casts.append(column.cast(pl.Float64))
+        elif isinstance(dtype, pl.Datetime | pl.Duration) and dtype.time_unit != "us":
+            unit = pl.Datetime("us", "UTC") if isinstance(dtype, pl.Datetime) else pl.Duration("us")
+            casts.append(column.cast(unit))
+    table = frame.with_columns(casts).to_arrow(compat_level=pl.CompatLevel.newest())
+    fields = [
+        pa.field(f.name, _arrow_form(f.type), f.nullable) if _arrow_form(f.type) != f.type else f
+        for f in table.schema
+    ]
+    return table.cast(pa.schema(fields), safe=False)
+
+
+def _arrow_form(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_time64(kind):
+        return pa.time64("us")
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    return kind
+
+
+def _insert_cast(connection: psycopg.Connection, batch: Table, sink: Table) -> None:
+    columns = list(batch.columns)
+    casts = [cast_sql(name, batch.columns[name], sink.columns[name]) for name in columns]
+    connection.execute(
+        sql.SQL("insert into {} ({}) select {} from {}").format(
+            sink.identifier, listed(columns), sql.SQL(", ").join(casts), batch.identifier
+        )
+    )
+
+
+def listed(columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))
+
+
+def create_temporary(connection: psycopg.Connection, table: Table) -> None:
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(name), type_sql(kind)) for name, kind in table.columns.items()
+    )
+    run_ddl(
+        connection,
+        sql.SQL("create temporary table {} ({}) on commit drop").format(table.identifier, columns),
+        table,
+    )
+
+
+@contextlib.contextmanager
+def refusals(table: Table) -> Iterator[None]:
+    """PostgreSQL's refusal of a value, a row or a key as one of ours; its DETAIL holds data and stays out."""
+    try:
+        yield
+    except psycopg.errors.UniqueViolation as error:
+        raise KeyRefused(
+            f"a row with the same {error.diag.constraint_name or 'key'} is in {table.name} already",
+            why="the table has a unique constraint",
+            hint="use write: merge with that key, or drop the constraint",
+        ) from error
+    except (psycopg.errors.NotNullViolation, psycopg.errors.CheckViolation) as error:
+        raise ValueRefused(
+            f"{table.name} refuses a row",
+            why=(error.diag.message_primary or "").split(" of relation")[0],
+            hint="mend the row at the source, or drop the constraint",
+        ) from error
+    except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
+        raise WarehouseError(
+            "the warehouse has no room left",
+            why=error.diag.message_primary or "",
+            hint="free space on the warehouse's disk, then run it again; nothing was changed",
+        ) from error
+    except psycopg.DataError as error:
+        raise ValueRefused(
+            f"a value does not fit into {table.name}{_column_of(error)}",
+            why=_without_values(error.diag.message_primary or str(error)),
+            hint="set a wider type for the column under columns: in the source file, such as text",
+        ) from error
+    except pl.exceptions.PolarsError as error:
+        raise ValueRefused(
+            f"a value does not fit into {table.name}", why=str(error).split("\n")[0]
+        ) from error
+
+
+def _column_of(error: psycopg.Error) -> str:
+    context = error.diag.context or ""
+    _, found, column = context.partition(", column ")
+    return f", column {column.split(':')[0].split(chr(10))[0]}" if found else ""
+
+
+def _without_values(message: str) -> str:
+    """A message without the value it quotes at its end: `invalid input syntax for type date: "x"`."""
+    head, found, _ = message.partition(': "')
+    return head if found else message

@@ -1,0 +1,58 @@
+"""What a load is told, what it has done so far, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import psycopg
+
+from dwcli.contract import WriteDisposition
+from dwcli.staging.dw_schema import Change, Table
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """How a snapshot meets the table.
+
+    key, cursor and overrides speak of source columns. boundary: the cursor value, as text, from which
+    this snapshot was read; an append compares the rows that stand exactly there with the table's.
+    fresh: forget what the table holds (a full refresh). replaces: column → value of rows that the
+    snapshot supersedes. contract `freeze` refuses every change of the schema.
+    """
+
+    write: WriteDisposition = "append"
+    key: tuple[str, ...] = ()
+    cursor: str | None = None
+    boundary: str | None = None
+    run_id: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    contract: str = "evolve"
+    fresh: bool = False
+
+
+@dataclass
+class Load:
+    """A load under way. `sink` is where rows go now: the target itself, or a temporary table."""
+
+    connection: psycopg.Connection
+    plan: LoadPlan
+    schema: str
+    table: str
+    target: Table | None
+    sink: Table | None = None
+    rows: int = 0
+    deleted: int = 0
+    changes: list[Change] = field(default_factory=list)
+    values_changed: dict[str, int] = field(default_factory=dict)
+    replaces: list[Mapping[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a load did to the table."""
+
+    rows: int
+    inserted: int
+    updated: int
+    deleted: int
