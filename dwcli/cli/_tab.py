@@ -6,7 +6,6 @@ the names in `sources/`; run ids and tables from the cache that `dw run` and `dw
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from itertools import pairwise
@@ -164,6 +163,8 @@ def sources(root: str) -> list[tuple[str, list[str]]]:
 
 def _pipeline_names(text: str, ending: str) -> list[str]:
     if ending == ".json":
+        import json  # 3 ms, and only where a source is JSON
+
         try:
             return list(json.loads(text).get("pipelines") or {})
         except (ValueError, AttributeError, TypeError):
@@ -185,6 +186,8 @@ def protocols() -> list[str]:
 
 def cache(root: str) -> dict[str, list[str]]:
     """What the last command that looked into the warehouse left for TAB."""
+    import json
+
     try:
         with open(os.path.join(root, ".dw", "complete.json"), encoding="utf-8") as file:
             kept = json.load(file)

@@ -62,14 +62,14 @@ def query(
         open_shell(url, write)
         return
     chosen = _format(format, output)
-    begun = time.perf_counter()
     with closing(_connect(url, write)) as connection, sql_errors_shown(asked):
+        begun = time.perf_counter()
         if write:
             rows = _write(connection, asked, chosen, output, max_rows)
         else:
             rows = _show(*stream(connection, asked), chosen, output, max_rows)
-    if rows is not None:
-        tell(_measure(rows, time.perf_counter() - begun))
+        if rows is not None:
+            tell(_measure(rows, time.perf_counter() - begun))
 
 
 def _measure(rows: int, seconds: float) -> str:
@@ -187,6 +187,10 @@ def sql_errors_shown(sql: str) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         said = error.diag
+        if error.sqlstate is None and isinstance(error, psycopg.ProgrammingError):
+            raise UsageError(
+                "that statement has no answer to show", hint="dw query --write … for statements that change"
+            ) from None
         room = max(20, shutil.get_terminal_size().columns - 20)
         place = excerpt(sql, int(said.statement_position), min(60, room)) if said.statement_position else ""
         raise WarehouseError(

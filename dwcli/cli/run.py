@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -93,18 +94,28 @@ def run(
     ] = None,
 ) -> None:
     """Read what is new, keep it in the lake, load it into the warehouse."""
-    one_off = {"--config": config, "--query": query, "--source": source, "--table": table, "--lake": lake}
-    if any(value is not None for value in one_off.values()):
-        _refuse_mixed(names, every_one)
-        missing = [flag for flag, value in one_off.items() if value is None]
+    one_query = {"--config": config, "--query": query, "--source": source, "--table": table, "--lake": lake}
+    if any(value is not None for value in one_query.values()):
+        _refuse_mixed(
+            {
+                "NAME": names,
+                "--all": every_one,
+                "--full-refresh": full_refresh,
+                "--from": start,
+                "--to": end,
+                "--limit": limit,
+                "--jobs": jobs != 1,
+                "--fail-fast": fail_fast,
+            }
+        )
+        missing = [flag for flag, value in one_query.items() if value is None]
         if missing:
             raise AnswerMissing(
                 f"for one query without a project, {', '.join(missing)} must be given too",
                 hint="dw run --config FILE --query QUERY --source NAME --table TABLE --lake DIR",
             )
-        _run_one_query(
-            str(config), str(query), str(source), str(table), str(lake), schema, pipeline, warehouse
-        )
+        one = OneQuery(str(config), str(query), str(source), str(table), str(lake), schema, pipeline)
+        _run_one_query(one, warehouse, progress)
         return
     from dwcli.cli._warehouse import warehouse_url_for
     from dwcli.pipeline import RunOptions, run_project
@@ -170,10 +181,13 @@ def _ask(known: list[Pipeline]) -> list[Pipeline]:
     return [pipeline for pipeline in known if pipeline.full_name in answer]
 
 
-def _refuse_mixed(names: list[str] | None, every_one: bool) -> None:
-    if names or every_one:
+def _refuse_mixed(given: Mapping[str, object]) -> None:
+    """One query has no place in a project, so nothing that speaks of its pipelines goes with it."""
+    found = [flag for flag, value in given.items() if value]
+    if found:
         raise UsageError(
-            "either pipelines of the project or one query (--config …), not both", hint="dw run --help"
+            f"{', '.join(found)}: for pipelines of a project, not for one query (--config …)",
+            hint="dw run --help",
         )
 
 
@@ -223,42 +237,55 @@ def _refresh_completion(project: Project, results: Sequence[Mapping[str, Any]]) 
 # -- one query, without a project ----------------------------------------------------------------------
 
 
-def _run_one_query(
-    config: str,
-    query: str,
-    source: str,
-    table: str,
-    lake: str,
-    schema: str,
-    pipeline: str,
-    warehouse: str | None,
-) -> None:
+@dataclass(frozen=True)
+class OneQuery:
+    """What `dw run --config …` was given."""
+
+    config: str
+    query: str
+    source: str
+    table: str
+    lake: str
+    schema: str
+    pipeline: str
+
+
+def _run_one_query(one: OneQuery, warehouse: str | None, progress: PROGRESS) -> None:
+    from dwcli.events import Event, RunFinished
     from dwcli.pipeline import run_pipeline
     from dwcli.render.console import print_json
-    from dwcli.render.runs import summary_text
     from dwcli.warehouse import make_engine
 
+    results: list[Mapping[str, Any]] = []
     engine = make_engine(_warehouse_anywhere(warehouse))
     try:
-        result = run_pipeline({"config_file": config}, query, source, table, lake, engine, schema, pipeline)
-    except DwError as error:
-        if result_wanted() and error.exit_code != UsageError.exit_code:
-            print_json(
-                {
-                    "pipeline_name": pipeline,
-                    "source_name": source,
-                    "target_table": table,
-                    "status": "failure",
-                    "error": {"code": error.code, "message": error.message, "hint": error.hint},
-                }
+        with listening(progress, 1) as show:
+
+            def emit(event: Event) -> None:
+                if isinstance(event, RunFinished):
+                    results.append(event.result)
+                show(event)
+
+            run_pipeline(
+                {"config_file": one.config},
+                one.query,
+                one.source,
+                one.table,
+                one.lake,
+                engine,
+                one.schema,
+                one.pipeline,
+                emit,
             )
-        raise
+    except DwError as error:
+        if not results or settings().quiet:
+            raise
+        raise typer.Exit(error.exit_code) from None  # the listener has told it already
     finally:
         engine.dispose()
-    if result_wanted():
-        print_json(result)
-    tell(summary_text({"pipeline_name": f"{source}.{pipeline}", **result}))
-    if result["status"] != "success":
+        if result_wanted() and results:
+            print_json(results[0])
+    if results and results[0]["status"] != "success":
         raise typer.Exit(1)
 
 

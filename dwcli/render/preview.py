@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from dwcli.render import console
+from dwcli.render.results import ResultColumn, json_lines
 from dwcli.render.tables import Column, table, tsv
 
 if TYPE_CHECKING:
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 
 #: Types whose values stand at the right.
 NUMBERS = ("bigint", "integer", "smallint", "numeric", "double", "real")
+#: PostgreSQL's oids of the types that JSON has a word for.
+OIDS = {
+    "bigint": 20,
+    "smallint": 21,
+    "integer": 23,
+    "real": 700,
+    "double precision": 701,
+    "numeric": 1700,
+    "boolean": 16,
+    "json": 114,
+    "jsonb": 3802,
+    "timestamptz": 1184,
+}
 
 
 def show(types: Mapping[str, str], records: Sequence[Mapping[str, Any]], as_json: bool) -> None:
@@ -22,12 +36,24 @@ def show(types: Mapping[str, str], records: Sequence[Mapping[str, Any]], as_json
     names = list(types)
     rows = [[text(record.get(name)) for name in names] for record in records]
     if as_json:
-        columns = [{"name": name, "type": shown_type(kind)} for name, kind in types.items()]
-        console.print_json({"columns": columns, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
+        console.write_text(preview_json(types, rows))
     elif sys.stdout.isatty():
         console.show(preview_table(types, rows, console.stdout().width))
     else:
-        console.write_text(tsv([Column(name) for name in names], rows))
+        console.write_text(tsv([Column(name) for name in names], rows, null="\\N"))
+
+
+def preview_json(types: Mapping[str, str], rows: Iterable[Sequence[str | None]]) -> Iterator[str]:
+    """`{"columns": [{name, type}], "rows": [object, …]}`; numbers keep every digit."""
+    columns = [{"name": name, "type": shown_type(kind)} for name, kind in types.items()]
+    yield f'{{"columns": {console.to_json(columns)}, "rows": '
+    yield from json_lines([ResultColumn(name, _oid(kind)) for name, kind in types.items()], rows)
+    yield "}\n"
+
+
+def _oid(kind: str) -> int:
+    base = kind.partition("(")[0]
+    return OIDS.get(base, 0)
 
 
 def preview_table(

@@ -108,7 +108,7 @@ def json_value(value: str | None, column: ResultColumn) -> str:
     if column.oid in NUMBERS and JSON_NUMBER.fullmatch(value):
         return value
     if column.oid == BOOL:
-        return "true" if value == "t" else "false"
+        return "true" if value in ("t", "true") else "false"
     if column.oid in (JSON, JSONB):
         return value
     if column.oid in (TIMESTAMP, TIMESTAMPTZ) and (found := MOMENT.fullmatch(value)):

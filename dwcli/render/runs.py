@@ -323,11 +323,6 @@ def rate(rows: float, seconds: float) -> str:
     return f"{compact(rows / seconds)} rows/s" if seconds > 0 and rows else ""
 
 
-def summary_text(result: Mapping[str, Any]) -> str:
-    """The permanent lines of one run as plain text."""
-    return "\n".join(plain_line(mark, body) for mark, body in summary(result))
-
-
 def after_runs(results: Sequence[Mapping[str, Any]]) -> str:
     """The command to type after runs: about the first failure; "" when all went well."""
     for result in results:

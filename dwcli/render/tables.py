@@ -193,11 +193,11 @@ def tsv_line(values: Iterable[Any], null: str = "") -> str:
     return "\t".join(null if v is None else _plain(v).translate(TSV_ESCAPES) for v in values) + "\n"
 
 
-def tsv(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+def tsv(columns: Sequence[Column], rows: Iterable[Sequence[Any]], null: str = "") -> Iterator[str]:
     """The rows as lines, a header line first. All columns are there, whatever the screen."""
     yield tsv_line(column.name for column in columns)
     for row in rows:
-        yield tsv_line(row)
+        yield tsv_line(row, null)
 
 
 def _plain(value: Any) -> str:

@@ -27,8 +27,8 @@ def escape(text: str) -> str:
 
 
 def escape_lines(text: str) -> str:
-    """`escape`, but line breaks stay line breaks."""
-    return "\n".join(escape(line) for line in text.splitlines())
+    """`escape`, but line breaks and tabs stay what they are."""
+    return OBEYED.sub(lambda match: match[0] if match[0] in "\n\t" else escape(match[0]), text)
 
 
 def count(number: int, noun: str) -> str:

@@ -39,7 +39,7 @@ def dw(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.
             input=stdin,
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=120,
         )
 
     return run

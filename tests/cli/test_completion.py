@@ -23,7 +23,9 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "  # the first\n  orders:\n    query: q\n    columns: {a: text}\n\n  'items': {query: i}\n",
         "utf-8",
     )
-    (project / "sources" / "erp.json").write_text('{"protocol": "x", "pipelines": {"orders": {"target": "o2"}}}', "utf-8")
+    (project / "sources" / "erp.json").write_text(
+        '{"protocol": "x", "pipelines": {"orders": {"target": "o2"}}}', "utf-8"
+    )
     refresh_completion_cache(load_project(project), ["b", "a"], ["run1"])
     refresh_completion_cache(load_project(project), ["c"], ["run2"])
     monkeypatch.chdir(project)

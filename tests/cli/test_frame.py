@@ -65,7 +65,12 @@ def _loaded_by(environment: dict[str, str], words: list[str], cwd: Path, **more:
         "sys.stderr.write('\\n'.join(sorted({name.split('.')[0] for name in sys.modules})))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment | more, cwd=cwd, text=True, capture_output=True, timeout=60
+        [sys.executable, "-c", code],
+        env=environment | more,
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=60,
     )
     return set(done.stderr.split())
 
