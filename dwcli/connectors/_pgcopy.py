@@ -42,6 +42,8 @@ Kind = Literal[
 
 #: Bytes that must follow the last row in a buffer, so that a gather never leaves it.
 SLACK = 64
+#: A shift by 64 has no meaning, so it is made of a shift by one and a shift by 63 less something.
+ONE, WIDEST = np.uint64(1), np.uint64(63)
 
 DTYPES: Mapping[Kind, Any] = {
     "int2": pl.Int16,
@@ -133,10 +135,23 @@ def decode(
 def _gather(buffer: bytearray, at: Ints, dtype: Any) -> Ints:
     """What stands at each of these byte positions, which need not be aligned."""
     kind = np.dtype(dtype)
-    everywhere: Ints = np.ndarray(
-        (len(buffer) - kind.itemsize + 1,), dtype=kind, buffer=buffer, offset=0, strides=(1,)
-    )
-    found: Ints = everywhere[at]
+    words = _octets(buffer, at, -(-kind.itemsize // 8))
+    return np.ndarray((len(at),), kind, words, 0, (words.strides[0],))
+
+
+def _octets(buffer: bytearray, at: Ints, count: int) -> Ints:
+    """The 8 · count bytes that begin at each of these positions: uint64[positions, count].
+
+    Aligned words are read and shifted together: several times as fast as reading unaligned values.
+    """
+    words = np.frombuffer(buffer, "<u8", len(buffer) // 8)
+    place, shift = at >> 3, ((at & 7) << 3).astype(np.uint64)
+    found = np.empty((len(at), count), "<u8")
+    low = words[place]
+    for number in range(count):
+        high = words[place + (number + 1)]
+        found[:, number] = (low >> shift) | ((high << ONE) << (WIDEST - shift))
+        low = high
     return found
 
 
@@ -156,14 +171,14 @@ def _column(buffer: bytearray, at: Ints, field: Field, timezone: str) -> tuple[p
             header[~valid] = 0  # what stands there belongs to the next field
             length *= valid
         return _numeric(buffer, at, header, field, valid), at + 4 + length
-    views = _gather(buffer, at, "V16").view(np.uint32).reshape(-1, 4)
+    views = _octets(buffer, at, 2).view(np.uint32)
     length = views[:, 0].byteswap().view(np.int32)
     valid = _valid(length)
     if valid is not None:
         length *= valid
     after = at + 4 + length
     if field.kind == "jsonb":  # one version byte stands before the text
-        views = _gather(buffer, at + 1, "V16").view(np.uint32).reshape(-1, 4)
+        views = _octets(buffer, at + 1, 2).view(np.uint32)
         length = np.maximum(length - 1, 0)
         return _views(buffer, field, views, length, at + 5, valid), after
     return _views(buffer, field, views, length, at + 4, valid), after
@@ -419,7 +434,7 @@ def _limbs(buffer: bytearray, at: Ints, header: Ints, scale: int) -> tuple[list[
     excess = 4 * below - scale  # zeros that the last of them has too many
     most, lowest, highest = int(groups.max()), int(weight.min()), int(weight.max())
     row = (weight.astype(np.intp) - lowest) * (most + 1) + groups
-    digits = _gather(buffer, at + _HEADER_BYTES, f"V{2 * max(most, 1)}").view(">u2").reshape(len(at), -1)
+    digits = _octets(buffer, at + _HEADER_BYTES, -(-max(most, 1) // 4)).view(">u2")
     limbs: list[Ints] = []
     for limb in range(max(highest + below, 0) // _LIMB + 1):
         total = np.zeros(len(at), np.int64)

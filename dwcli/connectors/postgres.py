@@ -303,7 +303,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     Raises ResourceMissing, QueryFailed, ConnectionFailed with layer `lost`, also when the server's
     answer ends early.
     """
-    from dwcli.connectors import _pgcopy, _pgwire
+    from dwcli.connectors import _pgcopy, _pgsocket, _pgwire
 
     connection = _open_session(client.config)
     client.reads.append(connection)
@@ -312,7 +312,8 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             selection = _select(connection, query)
             statement = _copy_statement(selection, cursor, client.config.timezone).as_bytes(connection)
-            batches = _pgwire.copy_out(connection, statement, client.config.batch_bytes, _pgcopy.SLACK)
+            copy_out = _pgsocket.copy_out if _pgsocket.is_plain(connection) else _pgwire.copy_out
+            batches = copy_out(connection, statement, client.config.batch_bytes, _pgcopy.SLACK)
             fields = [
                 _pgcopy.Field(name, plan.kind, plan.precision, plan.scale)
                 for name, plan in selection.columns.items()
