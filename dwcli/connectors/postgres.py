@@ -318,13 +318,12 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
                 for name, plan in selection.columns.items()
             ]
             types = {name: plan.type for name, plan in selection.columns.items() if plan.type not in PLAIN}
-            none = True
-            for buffer, starts, ends in batches:
-                none = False
-                frame = _pgcopy.decode(buffer, starts, ends, fields, client.config.timezone)
-                yield IngestedItem(frame, types)
-            if none:
-                yield IngestedItem(_pgcopy.empty(fields), types)
+
+            def decoded(batch: _pgwire.Batch) -> IngestedItem:
+                return IngestedItem(_pgcopy.decode(*batch, fields, client.config.timezone), types)
+
+            # no name here for a batch: it would keep it in memory while the next one comes
+            yield from map(decoded, batches)
     finally:
         client.reads.remove(connection)
         _end(connection)
