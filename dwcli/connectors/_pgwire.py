@@ -46,21 +46,19 @@ def _result(pgconn: PGconn) -> PGresult:
     wait = _waiter(pgconn)
     while pgconn.flush():
         wait()
-    last: PGresult | None = None
-    while True:
+    found: PGresult | None = None
+    while found is None or found.status != ExecStatus.COPY_OUT:
         while pgconn.is_busy():
             wait()
         result = pgconn.get_result()
         if result is None:
             break
-        last = result
-        if result.status in (ExecStatus.COPY_OUT, ExecStatus.FATAL_ERROR):
-            break
-    if last is None:
+        found = result
+    if found is None:
         raise psycopg.OperationalError("the server did not answer")
-    if last.status == ExecStatus.FATAL_ERROR:
-        raise error_from_result(last, "utf-8")
-    return last
+    if found.status == ExecStatus.FATAL_ERROR:
+        raise error_from_result(found, "utf-8")
+    return found
 
 
 def copy_out(

@@ -220,6 +220,8 @@ def _translated(config: Config, error: Exception) -> DwError:
     state = getattr(error, "sqlstate", None) or ""
     told = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     why = told or re.sub(r"\s+", " ", str(error)).strip()
+    if state.startswith("22"):  # about a value, and quotes it
+        why = re.sub(r'(?s)(: |\bvalue )".*"', r"\1…", why)
     if state.startswith(("08", "57P")) or (not state and isinstance(error, psycopg.OperationalError)):
         return ConnectionFailed(
             f"the connection to {config.host}:{config.port} was lost",
