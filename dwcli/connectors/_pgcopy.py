@@ -94,11 +94,6 @@ class Field:
     scale: int | None = None
 
 
-def empty(fields: Sequence[Field]) -> pl.DataFrame:
-    """No rows of these columns."""
-    return pl.DataFrame(schema={field.name: _dtype(field) for field in fields})
-
-
 def _dtype(field: Field) -> Any:
     if field.kind == "numeric" and field.precision is not None:
         return pl.Decimal(field.precision, field.scale or 0)
@@ -111,12 +106,14 @@ def decode(
     """The rows that stand in `buffer[starts[i]:ends[i]]`, as a frame with one column per field.
 
     buffer: must have SLACK bytes after the last row. String columns refer to it: do not change it.
-    starts, ends: int64, ascending, at least one row.
+    starts, ends: int64, ascending.
     timezone: where naive timestamps were written; they become UTC.
 
     A date, time, timestamp or numeric column is String, in PostgreSQL's text form, when a value of this
     batch does not fit the dtype. Raises SourceData when the rows do not add up to these fields.
     """
+    if not len(starts):
+        return pl.DataFrame(schema={field.name: _dtype(field) for field in fields})
     if not (_gather(buffer, starts, ">i2") == len(fields)).all():
         raise SourceData("the server sent rows with another number of columns than the query has")
     at = starts + 2

@@ -220,6 +220,8 @@ def _translated(config: Config, error: Exception) -> DwError:
     state = getattr(error, "sqlstate", None) or ""
     told = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     why = told or re.sub(r"\s+", " ", str(error)).strip()
+    if state.startswith("22"):  # about a value, and quotes it
+        why = re.sub(r'(?s)(: |\bvalue )".*"', r"\1…", why)
     if state.startswith(("08", "57P")) or (not state and isinstance(error, psycopg.OperationalError)):
         return ConnectionFailed(
             f"the connection to {config.host}:{config.port} was lost",
@@ -319,13 +321,12 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
                 for name, plan in selection.columns.items()
             ]
             types = {name: plan.type for name, plan in selection.columns.items() if plan.type not in PLAIN}
-            none = True
-            for buffer, starts, ends in batches:
-                none = False
-                frame = _pgcopy.decode(buffer, starts, ends, fields, client.config.timezone)
-                yield IngestedItem(frame, types)
-            if none:
-                yield IngestedItem(_pgcopy.empty(fields), types)
+
+            def decoded(batch: _pgwire.Batch) -> IngestedItem:
+                return IngestedItem(_pgcopy.decode(*batch, fields, client.config.timezone), types)
+
+            # no name here for a batch: it would keep it in memory while the next one comes
+            yield from map(decoded, batches)
     finally:
         client.reads.remove(connection)
         _end(connection)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwcli.connectors._pgcopy import SLACK, Field, decode, empty
+from dwcli.connectors._pgcopy import SLACK, Field, decode
 from dwcli.errors import SourceData
 
 
@@ -137,5 +137,5 @@ def test_values_of_another_width_are_refused():
 
 
 def test_no_rows_still_have_their_columns():
-    frame = empty([Field("n", "numeric", 5, 2), Field("at", "timestamptz"), Field("text", "text")])
+    frame = read([], [Field("n", "numeric", 5, 2), Field("at", "timestamptz"), Field("text", "text")])
     assert frame.schema == {"n": pl.Decimal(5, 2), "at": pl.Datetime("us", "UTC"), "text": pl.String}

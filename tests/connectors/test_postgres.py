@@ -366,9 +366,10 @@ def test_a_missing_table_is_answered_with_the_nearest_name(server, source):
 
 def test_errors_carry_no_values_of_rows(server, source):
     server.execute("CREATE TABLE t AS SELECT 'secret-4111'::text AS v")
-    with pytest.raises(QueryFailed) as failed:
-        frames(source, "SELECT v FROM t WHERE v::jsonb = 'null'::jsonb")
-    assert "4111" not in failed.value.message + failed.value.why + failed.value.hint
+    for cast in ("v::jsonb = 'null'", "v::int = 1", "v::uuid IS NULL", "right(v, 4)::smallint * 20 = 1"):
+        with pytest.raises(QueryFailed) as failed:
+            frames(source, f"SELECT v FROM t WHERE {cast}")
+        assert "4111" not in failed.value.message + failed.value.why + failed.value.hint
 
 
 # -- incremental -------------------------------------------------------------------------------------
@@ -632,6 +633,12 @@ def test_a_query_is_described_without_being_run(source):
     ]
     assert described.kind == "query"
     assert described.cursors[0].column == "updated_at"
+
+
+def test_a_query_that_cannot_be_described_leaves_the_session_usable(source):
+    with pytest.raises(QueryFailed):
+        source.describe("SELECT nonsense(")
+    assert source.describe("SELECT 1 AS n").columns[0].name == "n"
 
 
 def test_decimals_are_decimals(server, source):
