@@ -64,8 +64,10 @@ def shown(board, screen, width, height=30):
 def test_a_wide_screen_shows_rows_bytes_speed_and_time_left(screen):
     full, name = "━" * 31, "shop.[red]größe_日本語_und_mehr"
     assert shown(board_after(BEGIN), screen, 130) == [
-        f"shop.orders                      extract  {'━' * 12:31}    400,000 rows    76 MB   200k rows/s   40%  0:03 left",
-        f"                                 stage    {'━' * 9:31}    300,000 rows   8.6 MB   150k rows/s   30%  0:05 left",
+        f"shop.orders                      extract  {'━' * 12:31}"
+        "    400,000 rows    76 MB   200k rows/s   40%  0:03 left",
+        f"                                 stage    {'━' * 9:31}"
+        "    300,000 rows   8.6 MB   150k rows/s   30%  0:05 left",
         "                                 load     waiting",
         f"{name}  extract  {full}      5,000 rows   977 KB   2.5k rows/s",
         "                                 stage    waiting",

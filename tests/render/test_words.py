@@ -33,8 +33,17 @@ def test_line_breaks_and_tabs_may_be_kept():
 
 @pytest.mark.parametrize(
     ("number", "shown"),
-    [(0, "0"), (980, "980"), (9_800, "9.8k"), (9_960, "10k"), (212_000, "212k"), (999_949, "1.0M")]
-    + [(1_200_000, "1.2M"), (3.2e9, "3.2G"), (4e12, "4000G")],
+    [
+        (0, "0"),
+        (980, "980"),
+        (9_800, "9.8k"),
+        (9_960, "10k"),
+        (212_000, "212k"),
+        (999_949, "1.0M"),
+        (1_200_000, "1.2M"),
+        (3.2e9, "3.2G"),
+        (4e12, "4000G"),
+    ],
 )
 def test_compact_numbers_take_five_characters_at_most(number, shown):
     assert words.compact(number) == shown
@@ -43,8 +52,14 @@ def test_compact_numbers_take_five_characters_at_most(number, shown):
 
 @pytest.mark.parametrize(
     ("number", "shown"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (43_000_000, "41 MB"), (2.1 * 2**30, "2.1 GB")]
-    + [(3 * 2**40, "3.0 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 KB"),
+        (43_000_000, "41 MB"),
+        (2.1 * 2**30, "2.1 GB"),
+        (3 * 2**40, "3.0 TB"),
+    ],
 )
 def test_sizes_have_two_figures(number, shown):
     assert words.size(number) == shown
@@ -52,8 +67,14 @@ def test_sizes_have_two_figures(number, shown):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.012, "12 ms"), (0.9996, "1.0 s"), (6.1, "6.1 s"), (59.96, "1 min 0 s"), (250, "4 min 10 s")]
-    + [(7380, "2 h 3 min")],
+    [
+        (0.012, "12 ms"),
+        (0.9996, "1.0 s"),
+        (6.1, "6.1 s"),
+        (59.96, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (7380, "2 h 3 min"),
+    ],
 )
 def test_durations_use_the_unit_that_fits(seconds, shown):
     assert words.duration(seconds) == shown
@@ -66,8 +87,14 @@ def test_time_left_reads_as_a_clock(seconds, shown):
 
 @pytest.mark.parametrize(
     ("past", "shown"),
-    [(0, "just now"), (-30, "just now"), (12, "12 s ago"), (240, "4 min ago"), (9 * 3600, "9 h ago")]
-    + [(86400 * 3, "3 d ago")],
+    [
+        (0, "just now"),
+        (-30, "just now"),
+        (12, "12 s ago"),
+        (240, "4 min ago"),
+        (9 * 3600, "9 h ago"),
+        (86400 * 3, "3 d ago"),
+    ],
 )
 def test_past_moments_are_told_in_one_unit(past, shown):
     assert words.ago(NOW - timedelta(seconds=past), NOW) == shown
