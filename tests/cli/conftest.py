@@ -23,7 +23,8 @@ DW = [sys.executable, "-m", "dwcli"]
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment without the machine's own settings of dw, shell or colours."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DW_") and k not in ("NO_COLOR", "CI")}
+    theirs = ("NO_COLOR", "CI", "COLUMNS", "LINES")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DW_") and k not in theirs}
     home = tmp_path / "home"
     home.mkdir()
     return kept | {"PYTHONPATH": str(ROOT), "HOME": str(home), "TERM": "xterm", "PYTHONUTF8": "1"}
