@@ -28,7 +28,7 @@ PROGRESS = Literal["auto", "bars", "log", "none"]
 
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Pipelines, sources, or source.pipeline.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Pipelines, sources, or source.pipeline.")
     ] = None,
     every_one: Annotated[bool, typer.Option("--all", help="Every pipeline of the project.")] = False,
     full_refresh: Annotated[
