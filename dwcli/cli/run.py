@@ -28,7 +28,7 @@ PROGRESS = Literal["auto", "bars", "log", "none"]
 
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Pipelines, sources, or source.pipeline.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Pipelines, sources, or source.pipeline.")
     ] = None,
     every_one: Annotated[bool, typer.Option("--all", help="Every pipeline of the project.")] = False,
     full_refresh: Annotated[
@@ -130,8 +130,11 @@ def run(
         with listening(progress, len(chosen)) as emit:
             results = run_project(project, chosen, url, options, emit)
     except RunStopped as stopped:
+        if not stopped.results:
+            raise
+        tell(stopped.message)
         _report(project, stopped.results, alone)
-        raise
+        raise typer.Exit(stopped.exit_code) from None
     _report(project, results, alone)
     if any(result["status"] != "success" for result in results):
         raise typer.Exit(1)
@@ -194,11 +197,17 @@ def _refuse_mixed(given: Mapping[str, object]) -> None:
 @contextmanager
 def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
     """The listener of a run, in the form that was asked for and that stderr can show."""
-    from dwcli.events import ignore
+    from dwcli.events import Event, RunFinished
     from dwcli.render.progress import follow
 
     if settings().quiet:
-        yield ignore
+        with follow("none") as show:
+
+            def failures(event: Event) -> None:
+                if isinstance(event, RunFinished) and event.result.get("status") != "success":
+                    show(event)
+
+            yield failures
         return
     mode: Mode = "none" if progress == "none" else "bars"
     if progress == "log" or (
@@ -278,7 +287,7 @@ def _run_one_query(one: OneQuery, warehouse: str | None, progress: PROGRESS) -> 
                 emit,
             )
     except DwError as error:
-        if not results or settings().quiet:
+        if not results:
             raise
         raise typer.Exit(error.exit_code) from None  # the listener has told it already
     finally:

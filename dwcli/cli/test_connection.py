@@ -30,7 +30,7 @@ COUNTED = 1000
 def test_connection(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Sources, or dw for the warehouse; else all of them."),
+        typer.Argument(metavar="NAME", help="Sources, or dw for the warehouse; else all of them."),
     ] = None,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="The same as NAME; dw is the warehouse.")

@@ -130,13 +130,15 @@ def follow(mode: Mode, out: Console | None = None, planned: int = 1) -> Iterator
 
 
 def _say_lines(board: Board, out: Console) -> None:
+    from rich.text import Text
+
     with board.lock:
         waiting, board.lines = board.lines, []
     for mark, body in waiting:
         if out.is_terminal:
             out.print(marked(mark, body, MARK_WIDTH))
         else:
-            out.print(plain_line(mark, body), soft_wrap=True)
+            out.print(Text(plain_line(mark, body)), soft_wrap=True)
 
 
 @contextmanager

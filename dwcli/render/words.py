@@ -38,11 +38,13 @@ def count(number: int, noun: str) -> str:
 
 def compact(number: float) -> str:
     """A number in at most five characters: `980`, `9.8k`, `212k`, `1.2M`."""
-    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "G")):
-        scaled = number / (limit / 1e3)
-        if round(scaled, 1) < 1000 or unit == "G":
-            return f"{scaled:.1f}{unit}" if unit and scaled < 9.95 else f"{scaled:.0f}{unit}"
-    raise AssertionError("the last unit takes everything")
+    for unit in ("", "k", "M"):
+        if number < 9.95 and unit:
+            return f"{number:.1f}{unit}"
+        if number < 999.5:
+            return f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.1f}G" if number < 9.95 else f"{number:.0f}G"
 
 
 def size(number: float) -> str:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from dwcli.cli import settings as _settings
+from tests.cli.loaded import make_project
 
 ROOT = Path(__file__).parents[2]
 DW = [sys.executable, "-m", "dwcli"]
@@ -21,7 +23,8 @@ DW = [sys.executable, "-m", "dwcli"]
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment without the machine's own settings of dw, shell or colours."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DW_") and k not in ("NO_COLOR", "CI")}
+    theirs = ("NO_COLOR", "CI", "COLUMNS", "LINES")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DW_") and k not in theirs}
     home = tmp_path / "home"
     home.mkdir()
     return kept | {"PYTHONPATH": str(ROOT), "HOME": str(home), "TERM": "xterm", "PYTHONUTF8": "1"}
@@ -79,3 +82,33 @@ def own_settings() -> Iterator[None]:
     before = _settings.settings()
     yield
     _settings.use(before)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, warehouse_url: str) -> Path:
+    """A project with sources, pipelines and an empty warehouse of this test's own."""
+    return make_project(tmp_path / "loaded", warehouse_url)
+
+
+@pytest.fixture
+def terminal(environment: dict[str, str], shop: Path) -> Iterator[Callable[..., pexpect.spawn]]:
+    """Run `dw` in the project `shop` in a real terminal of a given width."""
+    started: list[pexpect.spawn] = []
+
+    def start(*words: str, width: int = 80, shell: str = "") -> pexpect.spawn:
+        command, arguments = (DW[0], [*DW[1:], *words]) if not shell else ("/bin/sh", ["-c", shell])
+        child = pexpect.spawn(
+            command,
+            arguments,
+            cwd=str(shop),
+            env=environment,  # type: ignore[arg-type]
+            dimensions=(40, width),
+            encoding="utf-8",
+            timeout=60,
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.close(force=True)
