@@ -44,7 +44,9 @@ def is_plain(connection: psycopg.Connection[Any]) -> bool:
 def copy_out(
     connection: psycopg.Connection[Any], statement: bytes, batch_bytes: int, slack: int
 ) -> Iterator[Batch]:
-    """Run `COPY … TO STDOUT (FORMAT binary)`: batches of (buffer, starts, ends) of rows, none empty.
+    """Run `COPY … TO STDOUT (FORMAT binary)`: batches of (buffer, starts, ends) of rows.
+
+    None is empty but the only one of an empty result.
 
     slack: bytes to leave after the last row of a buffer.
 
@@ -113,6 +115,8 @@ def _batches(wire: socket.socket, limit: int, slack: int) -> Iterator[Batch]:
         buffer[:filled] = rest
     if not trailer or counted != received:
         raise psycopg.OperationalError(f"the stream ended after {received} of {counted} rows")
+    if not received:
+        yield bytearray(slack), np.empty(0, np.int64), np.empty(0, np.int64)
 
 
 def _beginning(wire: socket.socket) -> tuple[int, bytes]:

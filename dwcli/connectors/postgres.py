@@ -197,7 +197,7 @@ def _end(connection: Session) -> None:
 
     if connection.closed:
         return
-    if connection.info.transaction_status == TransactionStatus.ACTIVE:
+    if connection.info.transaction_status != TransactionStatus.IDLE:
         with suppress(psycopg.Error):  # the server may be gone; else it will see the socket close
             connection.cancel_safe(timeout=2)
     connection.close()
@@ -327,6 +327,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
 
             # no name here for a batch: it would keep it in memory while the next one comes
             yield from map(decoded, batches)
+            connection.rollback()
     finally:
         client.reads.remove(connection)
         _end(connection)
