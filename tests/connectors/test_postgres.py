@@ -366,7 +366,7 @@ def test_a_missing_table_is_answered_with_the_nearest_name(server, source):
 
 def test_errors_carry_no_values_of_rows(server, source):
     server.execute("CREATE TABLE t AS SELECT 'secret-4111'::text AS v")
-    for cast in ("v::jsonb = 'null'", "v::int = 1", "v::uuid IS NULL", "right(v, 4)::smallint * 20 = 1"):
+    for cast in ("v::jsonb = 'null'", "v::int = 1", "v::uuid IS NULL", "('9' || right(v, 4))::smallint = 1"):
         with pytest.raises(QueryFailed) as failed:
             frames(source, f"SELECT v FROM t WHERE {cast}")
         assert "4111" not in failed.value.message + failed.value.why + failed.value.hint
