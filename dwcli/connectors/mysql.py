@@ -450,10 +450,46 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
         with _errors(config, query):
             rows.execute(SNAPSHOT)
             rows.execute(sql, parameters)
-            yield from items(rows.fetchmany, columns, config.batch_bytes)
+            yield from items(functools.partial(_fetch, rows), columns, config.batch_bytes)
     finally:
         client.reading.remove(connection)
         _drop(connection, rows)
+
+
+def _fetch(rows: Any, count: int) -> list[list[bytes | None]]:
+    """At most `count` rows of a running result, none at its end, each value as the server sent it.
+
+    The driver's `fetchmany` makes four calls for every value and takes twice as long for a whole read.
+    A value is its length, then its bytes; 251 stands for NULL, 252 to 254 for lengths of 2, 3, 8 bytes.
+    """
+    result = rows._result
+    places = range(result.field_count)
+    found: list[list[bytes | None]] = []
+    while len(found) < count and result.unbuffered_active:
+        packet = rows.connection._read_packet()
+        if result._check_packet_is_eof(packet):
+            result.unbuffered_active = False
+            break
+        data: bytes = packet.get_all_data()
+        row: list[bytes | None] = []
+        position = 0
+        for _ in places:
+            length = data[position]
+            position += 1
+            if length == 251:
+                row.append(None)
+                continue
+            if length > 251:
+                wide = _LENGTH_BYTES[length]
+                length = int.from_bytes(data[position : position + wide], "little")
+                position += wide
+            row.append(data[position : position + length])
+            position += length
+        found.append(row)
+    return found
+
+
+_LENGTH_BYTES = {252: 2, 253: 3, 254: 8}
 
 
 def _drop(connection: Any, rows: Any) -> None:

@@ -519,6 +519,7 @@ def _between(
 
 # -- types ----------------------------------------------------------------------------------------------
 
+_PLAIN_TIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?$"
 _ISO_TIME = r"^\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?(?: ?(?:Z|[+-]\d\d:?\d\d))?)?$"
 
 
@@ -554,7 +555,7 @@ def _dates(values: Sequence[Any], running: str) -> Filled:
 def _times(zone: str, values: Sequence[Any], running: str) -> Filled:
     if running in ("", "timestamptz") and _all_text(values):
         text = pl.Series(values=values, dtype=pl.String)
-        if text.str.contains(_ISO_TIME).all() and (times := _parsed(text, zone)) is not None:
+        if (times := _parsed(text, zone)) is not None:
             return times
     return fill_values(values, "text" if running == "timestamptz" else running)
 
@@ -565,6 +566,10 @@ def _all_text(values: Sequence[Any]) -> bool:
 
 def _parsed(text: pl.Series, zone: str) -> Filled | None:
     """ISO times as UTC: those with an offset by it, the others in `zone`. None when one is no time."""
+    if text.str.contains(_PLAIN_TIME).all():
+        return _parsed_in_zone(text, text, zone)
+    if not text.str.contains(_ISO_TIME).all():
+        return None
     parts = pl.select(
         offset=pl.lit(text).str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d:?\d\d)$"),
         clock=pl.lit(text)
@@ -573,16 +578,28 @@ def _parsed(text: pl.Series, zone: str) -> Filled | None:
         .str.replace(r"^(.{10})$", "${1} 00:00:00")
         .str.replace(r"^(.{16})$", "${1}:00"),
     )
-    local = parts["clock"].str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
+    naive = parts["offset"].is_null()
+    if naive.all():
+        return _parsed_in_zone(text, parts["clock"], zone)
+    local = _read_clock(parts["clock"])
     if local.null_count() != text.null_count():
         return None
-    naive = parts["offset"].is_null()
     in_zone, changed = localized(pl.select(pl.when(pl.lit(naive)).then(pl.lit(local))).to_series(), zone)
-    if naive.all():
-        return Filled(in_zone, "timestamptz", changed)
     digits = parts["offset"].str.replace("Z", "+0000", literal=True).str.replace(":", "", literal=True)
     signed = digits.cast(pl.Int64)
     shift = pl.lit(signed.abs() // 100 * 60 + signed.abs() % 100) * pl.lit(signed.sign())
     by_offset = (pl.lit(local) - pl.duration(minutes=shift)).dt.replace_time_zone("UTC")
     utc = pl.select(pl.coalesce(pl.lit(in_zone), by_offset).alias("")).to_series()
     return Filled(utc.cast(UTC_MICROSECONDS), "timestamptz", changed)
+
+
+def _parsed_in_zone(text: pl.Series, clock: pl.Series, zone: str) -> Filled | None:
+    local = _read_clock(clock)
+    if local.null_count() != text.null_count():
+        return None
+    times, changed = localized(local, zone)
+    return Filled(times, "timestamptz", changed)
+
+
+def _read_clock(clock: pl.Series) -> pl.Series:
+    return clock.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
