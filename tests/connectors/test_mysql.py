@@ -8,6 +8,7 @@ import random
 import secrets
 import socket
 import struct
+import time
 from decimal import Decimal
 from urllib.parse import unquote, urlsplit
 
@@ -288,8 +289,12 @@ def test_stopping_early_ends_the_query_on_the_server(run, source):
     next(items)
     client = connector.client
     (reading,) = client.reading
+    thread = reading.thread_id()
     items.close()
     assert client.reading == [] and not reading.open
+    deadline = time.monotonic() + 10
+    while run(f"SELECT 1 FROM information_schema.processlist WHERE id = {thread}"):
+        assert time.monotonic() < deadline, "the server still sends"
     assert next(connector.fetch_data("SELECT count(*) n FROM big").items).payload.item() == 200_000
 
 
