@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST ?= $(BIN)/pytest -n auto --dist loadfile
 # Pages that are written from the code, between their [[[cog]]] marks.
 COG    := $(BIN)/cog -n utf-8 -I docs
-PAGES  := README.md $(wildcard docs/reference/*.md docs/connectors/*.md)
+PAGES  := README.md docs/reference/*.md docs/connectors/*.md
 LAKE   ?= ./lake
 ROWS   ?= 1000000
 ROUNDS ?= 3
@@ -74,6 +74,7 @@ docs-serve: docs-generate  ## show the documentation in a browser, rebuilt on ch
 	$(BIN)/zensical serve
 
 docs-generate: $(READY)  ## write the reference pages from the code
+	$(BIN)/python docs/_generate.py
 	$(COG) -r $(PAGES)
 
 lock:  ## pin the newest versions that fit pyproject.toml (needs uv)

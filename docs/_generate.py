@@ -41,7 +41,8 @@ def help_of(words: list[str]) -> str:
         text=True,
         check=True,
     )
-    return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).strip("\n").rstrip()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    return "\n".join(line.rstrip() for line in plain.splitlines()).strip("\n")
 
 
 def sources() -> str:
