@@ -203,7 +203,9 @@ def fill_values(values: Sequence[Any], type: str, zone: str = "UTC") -> Filled:
     kinds = frozenset(map(_kind, set(map(_type, values)) - {NoneType}))
     if not kinds:
         return Filled(_nulls(len(values), type), type)
-    type = type if type and _fits(type, kinds, values) else _wider(type, kinds, values)
+    if kinds == {int} and type in ("", "bigint"):
+        return _whole_numbers(values)
+    type = type if type and _fits(type, kinds, values) else _wider(type, kinds)
     base = base_type(type)
     if base == "numeric":
         return Filled(_numeric(values, type, kinds), type)
@@ -236,32 +238,27 @@ def base_type(type: str) -> str:
 
 def _fits(type: str, kinds: frozenset[type], values: Sequence[Any]) -> bool:
     base = base_type(type)
-    if base == "bigint" and kinds == {int}:
-        return all(v is None or -(2**63) <= v < 2**63 for v in (_least(values), _most(values)))
     if base == "double precision" and int in kinds and kinds <= {int, float}:
         return all(not isinstance(v, int) or abs(v) <= WHOLE_IN_A_DOUBLE for v in values)
     takes = TAKES.get(base)
     return kinds == {str} if takes is None else kinds <= takes
 
 
-def _least(values: Sequence[Any]) -> int | None:
-    return min((v for v in values if v is not None), default=None)
-
-
-def _most(values: Sequence[Any]) -> int | None:
-    return max((v for v in values if v is not None), default=None)
-
-
-def _wider(type: str, kinds: frozenset[type], values: Sequence[Any]) -> str:
+def _wider(type: str, kinds: frozenset[type]) -> str:
     """The narrowest type that holds these values and, where `type` is known, those before them."""
-    base = base_type(type)
-    if kinds <= NUMBERS and base in ("", "bigint", "double precision", "numeric"):
-        if not type and kinds == {float}:
-            return "double precision"
-        return "bigint" if not type and kinds == {int} and _fits("bigint", kinds, values) else "numeric"
+    if kinds <= NUMBERS and base_type(type) in ("", "bigint", "double precision", "numeric"):
+        return "double precision" if not type and kinds == {float} else "numeric"
     if type:
         return "text"
     return next((name for name, takes in TAKES.items() if kinds <= takes), "text")
+
+
+def _whole_numbers(values: Sequence[Any]) -> Filled:
+    """As bigint; numbers beyond 64 bits make the column numeric."""
+    try:
+        return Filled(pl.Series(values=values, dtype=pl.Int64, strict=True), "bigint")
+    except (TypeError, OverflowError):
+        return Filled(_numeric(values, "numeric", frozenset({int})), "numeric")
 
 
 def _nulls(count: int, type: str) -> pl.Series:
@@ -285,7 +282,12 @@ def _numeric(values: Sequence[Any], type: str, kinds: frozenset[type]) -> pl.Ser
     dtype = decimal_dtype(type)
     if dtype is not None and kinds == {Decimal} and all(v is None or _within(v, dtype) for v in values):
         return pl.Series(values=values, dtype=dtype)
-    return pl.Series(values=[as_text(v) for v in values], dtype=pl.String)
+    if Decimal in kinds:
+        return pl.Series(values=[as_text(v) for v in values], dtype=pl.String)
+    text = pl.Series(values=[None if v is None else repr(v) for v in values], dtype=pl.String)
+    if text.str.contains("n", literal=True).any():
+        text = text.str.replace("inf", "Infinity", literal=True).str.replace("nan", "NaN", literal=True)
+    return text
 
 
 def _within(value: Decimal, dtype: pl.DataType) -> bool:

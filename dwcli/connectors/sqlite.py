@@ -12,27 +12,15 @@ import functools
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import polars as pl
 from pydantic import Field
 
 from dwcli.connectors._catalog import cursor_candidates
-from dwcli.connectors._rows import (
-    UTC_MICROSECONDS,
-    Fill,
-    Filled,
-    RowColumn,
-    empty_item,
-    fill_values,
-    items,
-    localized,
-    typed,
-)
 from dwcli.connectors._sqltext import (
     Dialect,
     bounded,
@@ -47,6 +35,9 @@ from dwcli.connectors._sqltext import (
 from dwcli.contract import Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData, SourceError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 TITLE = "SQLite"
 ALIASES = ("sqlite3",)
@@ -253,7 +244,9 @@ def describe(client: Client, query: str) -> Resource:
 
 def _peek(connection: sqlite3.Connection, source: _Source, config: Config) -> dict[str, str]:
     """The types of the first rows, by column."""
-    fills = [typed_by_declaration(c, config) for c in source.columns]
+    from dwcli.connectors import _sqlitetypes
+
+    fills = [_sqlitetypes.fill_for(c.type, config.timezone) for c in source.columns]
     rows = connection.execute(f"SELECT * FROM {source.sql} LIMIT {PEEK_ROWS}").fetchall()  # noqa: S608
     if not rows:
         return {}
@@ -396,12 +389,18 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
 
     Raises ResourceMissing, QueryFailed, SourceData for a damaged file or text that is not UTF-8.
     """
+    from dwcli.connectors import _sqlitetypes
+    from dwcli.connectors._rows import RowColumn, empty_item, items
+
     connection = _open(client.config)
     client.reading.append(connection)
     try:
         with _errors(query):
             source = _source(connection, query)
-            columns = [RowColumn(c.name, typed_by_declaration(c, client.config)) for c in source.columns]
+            columns = [
+                RowColumn(c.name, _sqlitetypes.fill_for(c.type, client.config.timezone))
+                for c in source.columns
+            ]
             sql, parameters, keep = _statement(source, cursor, client.config)
             rows = connection.execute(sql, parameters)
             if columns:
@@ -451,8 +450,10 @@ def _view_columns(connection: sqlite3.Connection, view: str) -> tuple[_Declared,
 
 def _statement(
     source: _Source, cursor: Cursor, config: Config
-) -> tuple[str, list[Any], functools.partial[pl.DataFrame] | None]:
+) -> tuple[str, list[Any], Callable[[pl.DataFrame], pl.DataFrame] | None]:
     """The SELECT, its parameters, and what filters its batches exactly where SQLite cannot."""
+    from dwcli.connectors import _sqlitetypes
+
     columns = [quoted(c.name, DIALECT) for c in source.columns]
     if not cursor.column or (cursor.start is None and cursor.end is None):
         return (*bounded(columns, source.sql, "", None, None), None)
@@ -461,7 +462,7 @@ def _statement(
     name = quoted(declared.name, DIALECT)
     start, end = (cursor_value(text, wanted, cursor) for text in (cursor.start, cursor.end))
     if isinstance(start or end, datetime.date):
-        keep = functools.partial(_between, declared.name, start, end)
+        keep = functools.partial(_sqlitetypes.between, declared.name, start, end)
         return (*_near(columns, source.sql, name, start, end), keep)
     if wanted == "text":
         # Numbers sort before text in SQLite; the warehouse has them as text, so they are compared as text.
@@ -481,7 +482,7 @@ def _near(
     """Rows whose time is within a day of the bounds, or that SQLite cannot read as a time.
 
     SQLite knows times to the millisecond, without zones, in several spellings: this leaves out what is
-    far away, and `_between` decides the rest.
+    far away, and `_sqlitetypes.between` decides the rest.
     """
     within, parameters = [], []
     day = f"julianday({name})"
@@ -499,90 +500,3 @@ def _iso(value: datetime.date) -> str:
     if isinstance(value, datetime.datetime):
         return value.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
     return value.isoformat()
-
-
-def _between(
-    name: str, start: datetime.date | None, end: datetime.date | None, frame: pl.DataFrame
-) -> pl.DataFrame:
-    """The rows between the bounds; a batch that did not turn out to be times is kept whole."""
-    dtype = frame.schema[name]
-    if dtype not in (pl.Date, UTC_MICROSECONDS):
-        return frame
-    column = pl.col(name)
-    within = pl.lit(True)
-    if start is not None:
-        within = within & (column >= pl.lit(start))
-    if end is not None:
-        within = within & (column < pl.lit(end))
-    return frame.filter(within | column.is_null())
-
-
-# -- types ----------------------------------------------------------------------------------------------
-
-_ISO_TIME = r"^\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?(?: ?(?:Z|[+-]\d\d:?\d\d))?)?$"
-
-
-def typed_by_declaration(column: _Declared, config: Config) -> Fill:
-    """The fill for a column of this declared type."""
-    match column.type:
-        case "boolean":
-            return _booleans
-        case "date":
-            return _dates
-        case "timestamptz":
-            return functools.partial(_times, config.timezone)
-    return typed(column.type)
-
-
-def _booleans(values: Sequence[Any], running: str) -> Filled:
-    if running in ("", "boolean") and set(values) <= {0, 1, None}:
-        ready = [None if v is None else bool(v) for v in values]
-        return Filled(pl.Series(values=ready, dtype=pl.Boolean), "boolean")
-    return fill_values(values, "text" if running == "boolean" else running)
-
-
-def _dates(values: Sequence[Any], running: str) -> Filled:
-    if running in ("", "date") and _all_text(values):
-        text = pl.Series(values=values, dtype=pl.String)
-        if text.str.contains(r"^\d{4}-\d\d-\d\d$").all():
-            dates = text.str.to_date("%Y-%m-%d", strict=False)
-            if dates.null_count() == text.null_count():
-                return Filled(dates, "date")
-    return fill_values(values, "text" if running == "date" else running)
-
-
-def _times(zone: str, values: Sequence[Any], running: str) -> Filled:
-    if running in ("", "timestamptz") and _all_text(values):
-        text = pl.Series(values=values, dtype=pl.String)
-        if text.str.contains(_ISO_TIME).all() and (times := _parsed(text, zone)) is not None:
-            return times
-    return fill_values(values, "text" if running == "timestamptz" else running)
-
-
-def _all_text(values: Sequence[Any]) -> bool:
-    return set(map(type, values)) <= {str, type(None)}
-
-
-def _parsed(text: pl.Series, zone: str) -> Filled | None:
-    """ISO times as UTC: those with an offset by it, the others in `zone`. None when one is no time."""
-    parts = pl.select(
-        offset=pl.lit(text).str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d:?\d\d)$"),
-        clock=pl.lit(text)
-        .str.replace("T", " ", literal=True)
-        .str.replace(r" ?(?:Z|[+-]\d\d:?\d\d)$", "")
-        .str.replace(r"^(.{10})$", "${1} 00:00:00")
-        .str.replace(r"^(.{16})$", "${1}:00"),
-    )
-    local = parts["clock"].str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
-    if local.null_count() != text.null_count():
-        return None
-    naive = parts["offset"].is_null()
-    in_zone, changed = localized(pl.select(pl.when(pl.lit(naive)).then(pl.lit(local))).to_series(), zone)
-    if naive.all():
-        return Filled(in_zone, "timestamptz", changed)
-    digits = parts["offset"].str.replace("Z", "+0000", literal=True).str.replace(":", "", literal=True)
-    signed = digits.cast(pl.Int64)
-    shift = pl.lit(signed.abs() // 100 * 60 + signed.abs() % 100) * pl.lit(signed.sign())
-    by_offset = (pl.lit(local) - pl.duration(minutes=shift)).dt.replace_time_zone("UTC")
-    utc = pl.select(pl.coalesce(pl.lit(in_zone), by_offset).alias("")).to_series()
-    return Filled(utc.cast(UTC_MICROSECONDS), "timestamptz", changed)

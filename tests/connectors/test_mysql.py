@@ -8,6 +8,7 @@ import random
 import secrets
 import socket
 import struct
+import time
 from decimal import Decimal
 from urllib.parse import unquote, urlsplit
 
@@ -262,6 +263,15 @@ def test_zero_dates_are_read_where_null_is(run, source):
     assert sorted(frame["id"].to_list()) == [1, 3]
 
 
+def test_values_of_every_length_arrive_whole(run, source):
+    run("CREATE TABLE l (id INT PRIMARY KEY, tx LONGTEXT, after INT)")
+    lengths = [0, 250, 251, 252, 255, 65_535, 65_536, 5_000_000]
+    run("INSERT INTO l SELECT %s, REPEAT('x', %s), 7", [(n, n) for n in lengths])
+    frame, _, _ = read(source(), "l")
+    assert frame.sort("id")["tx"].str.len_bytes().to_list() == lengths
+    assert set(frame["after"]) == {7}
+
+
 def test_batches_are_bounded_by_bytes(run, source):
     run("CREATE TABLE wide (id INT PRIMARY KEY, tx LONGTEXT)")
     run("INSERT INTO wide SELECT seq, REPEAT('x', IF(seq > 300, 20000, 10)) FROM seq_1_to_600")
@@ -279,8 +289,12 @@ def test_stopping_early_ends_the_query_on_the_server(run, source):
     next(items)
     client = connector.client
     (reading,) = client.reading
+    thread = reading.thread_id()
     items.close()
     assert client.reading == [] and not reading.open
+    deadline = time.monotonic() + 10
+    while run(f"SELECT 1 FROM information_schema.processlist WHERE id = {thread}"):
+        assert time.monotonic() < deadline, "the server still sends"
     assert next(connector.fetch_data("SELECT count(*) n FROM big").items).payload.item() == 200_000
 
 
