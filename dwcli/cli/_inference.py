@@ -11,6 +11,8 @@ from dwcli.contract import CursorCandidate, Resource
 
 #: Kinds of resources that keep their place themselves: what was read is not read again.
 ONCE = ("file", "files", "folder", "topic", "queue", "subject", "stream")
+#: What a file's name ends with, and is no part of what it holds.
+ENDINGS = re.compile(r"(?i)csv|tsv|txt|jsonl?|ndjson|parquet|xlsx?|ods|avro|gz|zst|bz2|xz|zip")
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ def pipeline_name(query: str, taken: Collection[str]) -> str:
     """A valid name for a resource: its last part, made unique."""
     last = re.split(r"""[./\\]""", re.sub(r"""["'`\[\]]""", "", query).rstrip("/"))
     parts = [part for part in last if part and not re.fullmatch(r"[*?]+", part)]
+    while len(parts) > 1 and ENDINGS.fullmatch(parts[-1]):
+        parts.pop()
     base = parts[-1] if parts else query
-    if len(parts) > 1 and re.fullmatch(r"(?i)csv|tsv|txt|json|jsonl|ndjson|parquet|xlsx?|avro|gz|zst", base):
-        base = parts[-2]
     name = re.sub(r"[^A-Za-z0-9_]+", "_", base).strip("_")[:60] or "data"
     if name not in taken:
         return name

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from dwcli.cli.settings import settings
 
 
-def say(line: str = "") -> None:
-    """One line for people; nothing with --quiet."""
-    if not settings().quiet:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+def say(line: str = "", fold: bool = False) -> None:
+    """One line for people; nothing with --quiet. fold: break a sentence to fit the screen, hanging."""
+    if settings().quiet:
+        return
+    if fold and sys.stderr.isatty():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        line = textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent=indent)
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def command_line(words: Sequence[str]) -> str:

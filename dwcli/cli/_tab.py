@@ -6,7 +6,6 @@ the names in `sources/`; run ids and tables from the cache that `dw run` and `dw
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from itertools import pairwise
@@ -49,9 +48,9 @@ def offers(words: list[str]) -> list[tuple[str, str]]:
     """Everything that could stand where the last word is, with a few words on what it is."""
     current = words[-1] if words else ""
     before = words[:-1]
-    if "--" in before:
-        return []
     command, plain = _read(before)
+    if "--" in before or command == "?":
+        return []
     flags = GLOBAL_FLAGS | flags_for(command, [command, *plain])
     last = before[-1] if before else ""
     if flags.get(last) is not None:
@@ -76,7 +75,7 @@ def _plain_words(command: str, plain: list[str], before: list[str]) -> list[tupl
 
 
 def _read(words: list[str]) -> tuple[str, list[str]]:
-    """The command in a line, and its plain words; flags and their values are passed over."""
+    """The command in a line ("?" for an unknown one) and its plain words, without flags and their values."""
     command, plain, skip = "", list[str](), False
     flags = dict(GLOBAL_FLAGS)
     for word in words:
@@ -90,7 +89,7 @@ def _read(words: list[str]) -> tuple[str, list[str]]:
         else:
             plain.append(word)
             flags |= flags_for(command, [command, *plain])
-    return ("" if command == "?" else command), plain
+    return command, plain
 
 
 def flags_for(command: str, words: list[str]) -> dict[str, list[str] | None]:
@@ -164,6 +163,8 @@ def sources(root: str) -> list[tuple[str, list[str]]]:
 
 def _pipeline_names(text: str, ending: str) -> list[str]:
     if ending == ".json":
+        import json  # 3 ms, and only where a source is JSON
+
         try:
             return list(json.loads(text).get("pipelines") or {})
         except (ValueError, AttributeError, TypeError):
@@ -185,6 +186,8 @@ def protocols() -> list[str]:
 
 def cache(root: str) -> dict[str, list[str]]:
     """What the last command that looked into the warehouse left for TAB."""
+    import json
+
     try:
         with open(os.path.join(root, ".dw", "complete.json"), encoding="utf-8") as file:
             kept = json.load(file)

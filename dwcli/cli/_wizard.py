@@ -16,8 +16,10 @@ from dwcli.cli._inference import Plan, cautions, pipeline_name, propose, write_f
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
     DRAFT,
+    STOPPED,
     WRITES,
     failed_anyway,
+    make_paths_absolute,
     open_connector,
     split_pipeline,
     test_live,
@@ -154,15 +156,15 @@ def connect_or_fix(project: Project, draft: dict[str, Any]) -> Connector | None:
             layer = getattr(failure, "layer", layer)
         except DwError as error:
             failure = error
-            say(f"    FAIL  {failed_anyway(error)}")
+            say(f"    FAIL  {failed_anyway(error)}", fold=True)
         if failure.hint:
-            say(f"          fix: {failure.hint}")
+            say(f"          fix: {failure.hint}", fold=True)
         answer = _ask_what_now(draft, layer)
         if answer == "save":
             return None
         if answer == "quit":
             _save(project, draft)
-            say("Stopped. Answers saved (not the password). Continue: dw add-source --resume")
+            say(STOPPED)
             raise typer.Exit(1)
         _ask_again(draft, answer)
         _save(project, draft)
@@ -194,6 +196,7 @@ def _ask_again(draft: dict[str, Any], name: str) -> None:
         draft["answers"].pop(name, None)
     else:
         draft["answers"][name] = answer
+    make_paths_absolute(_model_of(draft), draft["answers"])
 
 
 def _model_of(draft: Mapping[str, Any]) -> type[BaseModel]:
@@ -224,18 +227,20 @@ def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
     plans = [propose(name, resource) for name, resource in named.items()]
     for plan in plans:
         say(f"  {plan.name:<16} {plan.write:<8} {'; '.join(plan.why)}".rstrip())
-    if prompts.choose(
-        "Load them like this?", [("yes", "Yes"), ("ask", "Ask me for each")], "yes"
-    ) == "yes":  # fmt: skip
+    if prompts.choose("Load them like this?", [("yes", "Yes"), ("ask", "Ask me for each")], "yes") == "yes":
         _say_cautions(plans, named)
         return plans
-    return [_ask_plan(name, resource) for name, resource in named.items()]
+    chosen_plans: list[Plan] = []
+    for name, resource in named.items():
+        say(f"  {name}")
+        chosen_plans.append(_ask_plan(name, resource))
+    return chosen_plans
 
 
 def _say_cautions(plans: Sequence[Plan], named: Mapping[str, Resource]) -> None:
     found = [c for p in plans for c in cautions(named[p.name], p.key, p.cursor, p.write)]
     for caution in dict.fromkeys(found):
-        say(f"  Note: {caution}")
+        say(f"  Note: {caution}", fold=True)
 
 
 def _labels(resources: Sequence[Resource]) -> list[tuple[str, str]]:
@@ -297,14 +302,13 @@ def first_rows(connector: Connector, query: str, limit: int) -> tuple[list[str],
 
 def _ask_plan(name: str, resource: Resource) -> Plan:
     guess = propose(name, resource, sure_only=False)
-    say(f"  {name}")
     key = _ask_key(resource)
     cursor = _ask_cursor(resource, guess.cursor if key else None)
     write = _ask_write(resource, key, cursor)
     if write == "replace":
         cursor = None
     for caution in cautions(resource, key, cursor, write):
-        say(f"  Note: {caution}")
+        say(f"  Note: {caution}", fold=True)
     return replace(guess, key=key, cursor=cursor, write=write)
 
 

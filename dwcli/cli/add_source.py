@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 WRITES = ("append", "replace", "merge")
 DRAFT = "add-source"
+STOPPED = "Stopped. Answers saved (not the password). Continue: dw add-source --resume"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _add(project: Project, draft: dict[str, Any], choices: Choices, given: Mappi
         model = _wizard.ask_connection(project, draft)
     assert model is not None  # neither open nor asked for: then it was given
     _refuse_taken(project, draft["name"])
-    _make_paths_absolute(model, draft["answers"])
+    make_paths_absolute(model, draft["answers"])
     plans = _choose_plans(project, draft, choices, wizard)
     if wizard and choices.every is None and not draft.get("every"):
         draft["every"] = _wizard.ask_every()
@@ -230,7 +231,7 @@ def _refuse_taken(project: Project, name: str) -> None:
         )
 
 
-def _make_paths_absolute(model: type[BaseModel], answers: dict[str, Any]) -> None:
+def make_paths_absolute(model: type[BaseModel], answers: dict[str, Any]) -> None:
     """A path means the file that it means here and now, wherever `dw run` is typed later."""
     for field in forms.fields_of(model):
         value = answers.get(field.name)
@@ -264,7 +265,7 @@ def test_live(connector: Connector) -> ConnectionFailed | None:
     for check in checks(connector, ""):
         mark = "ok  " if check.ok else "FAIL"
         taken = duration(check.milliseconds / 1000) if check.ok else ""
-        say(f"    {mark}  {check.detail:<24} {taken}".rstrip())
+        say(f"    {mark}  {check.detail:<28} {taken}".rstrip())
         if not check.ok:
             return ConnectionFailed(check.detail, check.layer, hint=check.hint)
     return None
@@ -315,7 +316,7 @@ def _plans_from_flags(connector: Connector, choices: Choices, taken: set[str]) -
         plan = _with_flags(propose(name, resource), resource, choices)
         say(f"  {name:<16} {plan.write:<8} {'; '.join(plan.why)}".rstrip())
         for caution in cautions(resource, plan.key, plan.cursor, plan.write):
-            say(f"    note: {caution}")
+            say(f"    Note: {caution}", fold=True)
         plans.append(plan)
     return plans
 
@@ -519,7 +520,7 @@ def _kept_when_stopped(project: Project, draft: dict[str, Any]) -> Iterator[None
     except KeyboardInterrupt:
         if draft and not (project.root / "sources" / f"{draft.get('name')}.yaml").exists():
             save_draft(project.root, DRAFT, draft)
-            say("\nStopped. Answers saved (not the password). Continue: dw add-source --resume")
+            say("\n" + STOPPED)
         raise
 
 

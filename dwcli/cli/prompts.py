@@ -8,6 +8,7 @@ here may be called unless `settings.can_ask()`.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,11 +118,15 @@ def pick(message: str, options: Sequence[Option], picked: Sequence[str] = ()) ->
         choices=choices,
         use_search_filter=True,
         use_jk_keys=False,
-        instruction="type to filter, space to pick, enter to go on",
+        instruction="type to filter, space to pick, enter to go on" if _is_wide() else "space picks",
         validate=lambda chosen: bool(chosen) or "pick at least one (space)",
     )
     chosen = set(_answer(question))
     return [value for value, _ in options if value in chosen]
+
+
+def _is_wide() -> bool:
+    return shutil.get_terminal_size().columns >= 66
 
 
 def _answer(question: Any) -> Any:

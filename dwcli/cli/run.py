@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ PROGRESS = Literal["auto", "bars", "log", "none"]
 
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Pipelines, sources, or source.pipeline.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Pipelines, sources, or source.pipeline.")
     ] = None,
     every_one: Annotated[bool, typer.Option("--all", help="Every pipeline of the project.")] = False,
     full_refresh: Annotated[
@@ -93,34 +94,48 @@ def run(
     ] = None,
 ) -> None:
     """Read what is new, keep it in the lake, load it into the warehouse."""
-    one_off = {"--config": config, "--query": query, "--source": source, "--table": table, "--lake": lake}
-    if any(value is not None for value in one_off.values()):
-        _refuse_mixed(names, every_one)
-        missing = [flag for flag, value in one_off.items() if value is None]
+    one_query = {"--config": config, "--query": query, "--source": source, "--table": table, "--lake": lake}
+    if any(value is not None for value in one_query.values()):
+        _refuse_mixed(
+            {
+                "NAME": names,
+                "--all": every_one,
+                "--full-refresh": full_refresh,
+                "--from": start,
+                "--to": end,
+                "--limit": limit,
+                "--jobs": jobs != 1,
+                "--fail-fast": fail_fast,
+            }
+        )
+        missing = [flag for flag, value in one_query.items() if value is None]
         if missing:
             raise AnswerMissing(
                 f"for one query without a project, {', '.join(missing)} must be given too",
                 hint="dw run --config FILE --query QUERY --source NAME --table TABLE --lake DIR",
             )
-        _run_one_query(
-            str(config), str(query), str(source), str(table), str(lake), schema, pipeline, warehouse
-        )
+        one = OneQuery(str(config), str(query), str(source), str(table), str(lake), schema, pipeline)
+        _run_one_query(one, warehouse, progress)
         return
+    from dwcli.cli._warehouse import warehouse_url_for
     from dwcli.pipeline import RunOptions, run_project
     from dwcli.project import load_project
 
     project = load_project(settings().project)
     chosen = choose(project, names or [], every_one)
-    url = _warehouse_of(project, warehouse)
+    url = warehouse_url_for(project, warehouse)
     options = RunOptions(full_refresh, start, end, limit, jobs, fail_fast)
     alone = len(chosen) == 1 and len(names or []) <= 1 and not every_one
     try:
         with listening(progress, len(chosen)) as emit:
             results = run_project(project, chosen, url, options, emit)
     except RunStopped as stopped:
-        _report(project, getattr(stopped, "results", []), url, alone)
-        raise
-    _report(project, results, url, alone)
+        if not stopped.results:
+            raise
+        tell(stopped.message)
+        _report(project, stopped.results, alone)
+        raise typer.Exit(stopped.exit_code) from None
+    _report(project, results, alone)
     if any(result["status"] != "success" for result in results):
         raise typer.Exit(1)
 
@@ -169,31 +184,30 @@ def _ask(known: list[Pipeline]) -> list[Pipeline]:
     return [pipeline for pipeline in known if pipeline.full_name in answer]
 
 
-def _refuse_mixed(names: list[str] | None, every_one: bool) -> None:
-    if names or every_one:
+def _refuse_mixed(given: Mapping[str, object]) -> None:
+    """One query has no place in a project, so nothing that speaks of its pipelines goes with it."""
+    found = [flag for flag, value in given.items() if value]
+    if found:
         raise UsageError(
-            "either pipelines of the project or one query (--config …), not both", hint="dw run --help"
+            f"{', '.join(found)}: for pipelines of a project, not for one query (--config …)",
+            hint="dw run --help",
         )
-
-
-def _warehouse_of(project: Project, given: str | None) -> str:
-    from dwcli.cli._warehouse import warehouse_url_for
-
-    if given:
-        from dwcli.warehouse import resolve_url
-
-        return resolve_url(given, os.environ, None)
-    return warehouse_url_for(project)
 
 
 @contextmanager
 def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
     """The listener of a run, in the form that was asked for and that stderr can show."""
-    from dwcli.events import ignore
+    from dwcli.events import Event, RunFinished
     from dwcli.render.progress import follow
 
     if settings().quiet:
-        yield ignore
+        with follow("none") as show:
+
+            def failures(event: Event) -> None:
+                if isinstance(event, RunFinished) and event.result.get("status") != "success":
+                    show(event)
+
+            yield failures
         return
     mode: Mode = "none" if progress == "none" else "bars"
     if progress == "log" or (
@@ -204,7 +218,7 @@ def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
         yield emit
 
 
-def _report(project: Project, results: Sequence[Mapping[str, Any]], url: str, alone: bool) -> None:
+def _report(project: Project, results: Sequence[Mapping[str, Any]], alone: bool) -> None:
     """Everything after the run: the JSON result, the local record, what to do next."""
     from dwcli.cli._record import write_last
     from dwcli.render.console import print_json
@@ -232,42 +246,55 @@ def _refresh_completion(project: Project, results: Sequence[Mapping[str, Any]]) 
 # -- one query, without a project ----------------------------------------------------------------------
 
 
-def _run_one_query(
-    config: str,
-    query: str,
-    source: str,
-    table: str,
-    lake: str,
-    schema: str,
-    pipeline: str,
-    warehouse: str | None,
-) -> None:
+@dataclass(frozen=True)
+class OneQuery:
+    """What `dw run --config …` was given."""
+
+    config: str
+    query: str
+    source: str
+    table: str
+    lake: str
+    schema: str
+    pipeline: str
+
+
+def _run_one_query(one: OneQuery, warehouse: str | None, progress: PROGRESS) -> None:
+    from dwcli.events import Event, RunFinished
     from dwcli.pipeline import run_pipeline
     from dwcli.render.console import print_json
-    from dwcli.render.runs import summary_text
     from dwcli.warehouse import make_engine
 
+    results: list[Mapping[str, Any]] = []
     engine = make_engine(_warehouse_anywhere(warehouse))
     try:
-        result = run_pipeline({"config_file": config}, query, source, table, lake, engine, schema, pipeline)
-    except DwError as error:
-        if result_wanted() and error.exit_code != UsageError.exit_code:
-            print_json(
-                {
-                    "pipeline_name": pipeline,
-                    "source_name": source,
-                    "target_table": table,
-                    "status": "failure",
-                    "error": {"code": error.code, "message": error.message, "hint": error.hint},
-                }
+        with listening(progress, 1) as show:
+
+            def emit(event: Event) -> None:
+                if isinstance(event, RunFinished):
+                    results.append(event.result)
+                show(event)
+
+            run_pipeline(
+                {"config_file": one.config},
+                one.query,
+                one.source,
+                one.table,
+                one.lake,
+                engine,
+                one.schema,
+                one.pipeline,
+                emit,
             )
-        raise
+    except DwError as error:
+        if not results:
+            raise
+        raise typer.Exit(error.exit_code) from None  # the listener has told it already
     finally:
         engine.dispose()
-    if result_wanted():
-        print_json(result)
-    tell(summary_text({"pipeline_name": f"{source}.{pipeline}", **result}))
-    if result["status"] != "success":
+        if result_wanted() and results:
+            print_json(results[0])
+    if results and results[0]["status"] != "success":
         raise typer.Exit(1)
 
 

@@ -108,7 +108,7 @@ def _ask_warehouse(project: Project) -> tuple[Warehouse, Mapping[str, Sequence[M
             runs = latest_runs(connection, RUNS_SHOWN)
             used = connection.execute("select pg_database_size(current_database())").fetchone()
             info = connection.info
-            where = f"{info.host or 'localhost'}:{info.port}" if not info.host.startswith("/") else ""
+            where = f"{'127.0.0.1' if info.host.startswith('/') else info.host}:{info.port}"
     except DwError as error:
         return Warehouse(
             False, mask_url(url), why=error.why or error.message, hint="dw test-connection dw"
@@ -117,7 +117,7 @@ def _ask_warehouse(project: Project) -> tuple[Warehouse, Mapping[str, Sequence[M
     return (
         Warehouse(
             True,
-            where or f"127.0.0.1:{info.port}",
+            where,
             used[0] if used else None,
             _free(project) if here else None,
         ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ COUNTED = 1000
 def test_connection(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Sources, or dw for the warehouse; else all of them."),
+        typer.Argument(metavar="NAME", help="Sources, or dw for the warehouse; else all of them."),
     ] = None,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="The same as NAME; dw is the warehouse.")
@@ -70,7 +71,7 @@ def _test(name: str) -> dict[str, Any]:
     source = find_source(project, name.partition(".")[0])
     return _collect(
         source.name,
-        source.protocol,
+        " ".join([source.protocol, *_place(source.connection)]),
         lambda: checks(create_connector(connection_values(project, source)), f"dw edit {source.name}"),
     )
 
@@ -116,7 +117,7 @@ def _collect(name: str, about: str, run: Callable[[], Iterator[Check]]) -> dict[
         found = list(run())
     except DwError as error:  # it did not even come to connecting: a secret without a value, a driver
         found = [Check("config", False, _since(begun), _sentence(error), error.hint)]
-    listed = [asdict(check) for check in found]
+    listed = [asdict(check) | {"milliseconds": round(check.milliseconds, 1)} for check in found]
     tell(checks_view(name, about, listed, stderr().width))
     return {"name": name, "about": about, "ok": all(check.ok for check in found), "checks": listed}
 
@@ -155,15 +156,18 @@ def _reach(connector: Connector) -> Iterator[Check]:
     if not host or not port or str(host).startswith("/"):
         return
     begun = time.perf_counter()
-    try:
+    with suppress(OSError, UnicodeError):  # reach says better what is wrong with a name
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        named = _since(begun)
-    except (OSError, UnicodeError):
-        named = 0.0  # reach says it better
+        yield Check("name", True, _since(begun), "name resolves")
     begun = time.perf_counter()
     reach(host, port)
-    yield Check("name", True, named, "name resolves")
     yield Check("port", True, _since(begun), "port answers")
+
+
+def _place(connection: Mapping[str, Any]) -> list[str]:
+    """`db.internal:5432`, where the file says so plainly."""
+    host, port = connection.get("host"), connection.get("port")
+    return [f"{host}:{port}" if port else str(host)] if host else []
 
 
 def _as_whom(connector: Connector) -> str:

@@ -42,6 +42,8 @@ Kind = Literal[
 
 #: Bytes that must follow the last row in a buffer, so that a gather never leaves it.
 SLACK = 64
+#: A shift by 64 has no meaning, so it is made of a shift by one and a shift by 63 less something.
+ONE, WIDEST = np.uint64(1), np.uint64(63)
 
 DTYPES: Mapping[Kind, Any] = {
     "int2": pl.Int16,
@@ -92,11 +94,6 @@ class Field:
     scale: int | None = None
 
 
-def empty(fields: Sequence[Field]) -> pl.DataFrame:
-    """No rows of these columns."""
-    return pl.DataFrame(schema={field.name: _dtype(field) for field in fields})
-
-
 def _dtype(field: Field) -> Any:
     if field.kind == "numeric" and field.precision is not None:
         return pl.Decimal(field.precision, field.scale or 0)
@@ -109,19 +106,24 @@ def decode(
     """The rows that stand in `buffer[starts[i]:ends[i]]`, as a frame with one column per field.
 
     buffer: must have SLACK bytes after the last row. String columns refer to it: do not change it.
-    starts, ends: int64, ascending, at least one row.
+    starts, ends: int64, ascending.
     timezone: where naive timestamps were written; they become UTC.
 
     A date, time, timestamp or numeric column is String, in PostgreSQL's text form, when a value of this
     batch does not fit the dtype. Raises SourceData when the rows do not add up to these fields.
     """
+    if not len(starts):
+        return pl.DataFrame(schema={field.name: _dtype(field) for field in fields})
     if not (_gather(buffer, starts, ">i2") == len(fields)).all():
         raise SourceData("the server sent rows with another number of columns than the query has")
     at = starts + 2
     columns: list[pl.Series] = []
-    for field in fields:
-        series, at = _column(buffer, at, field, timezone)
-        columns.append(series)
+    try:
+        for field in fields:
+            series, at = _column(buffer, at, field, timezone)
+            columns.append(series)
+    except IndexError:  # a length that leads out of the buffer
+        at = starts
     if not (at == ends).all():
         raise SourceData("the server sent rows that do not add up to their columns")
     return pl.DataFrame(columns)
@@ -130,10 +132,23 @@ def decode(
 def _gather(buffer: bytearray, at: Ints, dtype: Any) -> Ints:
     """What stands at each of these byte positions, which need not be aligned."""
     kind = np.dtype(dtype)
-    everywhere: Ints = np.ndarray(
-        (len(buffer) - kind.itemsize + 1,), dtype=kind, buffer=buffer, offset=0, strides=(1,)
-    )
-    found: Ints = everywhere[at]
+    words = _octets(buffer, at, -(-kind.itemsize // 8))
+    return np.ndarray((len(at),), kind, words, 0, (words.strides[0],))
+
+
+def _octets(buffer: bytearray, at: Ints, count: int) -> Ints:
+    """The 8 · count bytes that begin at each of these positions: uint64[positions, count].
+
+    Aligned words are read and shifted together: several times as fast as reading unaligned values.
+    """
+    words = np.frombuffer(buffer, "<u8", len(buffer) // 8)
+    place, shift = at >> 3, ((at & 7) << 3).astype(np.uint64)
+    found = np.empty((len(at), count), "<u8")
+    low = words[place]
+    for number in range(count):
+        high = words[place + (number + 1)]
+        found[:, number] = (low >> shift) | ((high << ONE) << (WIDEST - shift))
+        low = high
     return found
 
 
@@ -143,18 +158,26 @@ def _column(buffer: bytearray, at: Ints, field: Field, timezone: str) -> tuple[p
         record = _gather(buffer, at, [("length", ">i4"), ("value", FIXED[field.kind])])
         width = record.dtype["value"].itemsize
         valid = _valid(record["length"])
-        after = at + 4 + width if valid is None else at + 4 + width * valid
+        after = at + (4 + width) if valid is None else at + 4 + width * valid
         return _fixed(field, record["value"], valid, timezone), after
     if field.kind == "numeric":
-        length = _gather(buffer, at, ">i4").astype(np.int64)
-        return _numeric(buffer, at + 4, field, _valid(length)), at + 4 + np.maximum(length, 0)
-    views = _gather(buffer, at, "V16").view(np.uint32).reshape(-1, 4)
-    length = views[:, 0].byteswap().view(np.int32).astype(np.int64)
+        header = _gather(buffer, at, _HEADER)
+        length = header["length"].astype(np.int64)
+        valid = _valid(length)
+        if valid is not None:
+            header[~valid] = 0  # what stands there belongs to the next field
+            length *= valid
+        return _numeric(buffer, at, header, field, valid), at + 4 + length
+    views = _octets(buffer, at, 2).view(np.uint32)
+    length = views[:, 0].byteswap().view(np.int32)
     valid = _valid(length)
-    after = at + 4 + np.maximum(length, 0)
+    if valid is not None:
+        length *= valid
+    after = at + 4 + length
     if field.kind == "jsonb":  # one version byte stands before the text
-        views[:, 1:] = _gather(buffer, at + 5, "V12").view(np.uint32).reshape(-1, 3)
-        return _views(buffer, field, views, length - 1, at + 5, valid), after
+        views = _octets(buffer, at + 1, 2).view(np.uint32)
+        length = np.maximum(length - 1, 0)
+        return _views(buffer, field, views, length, at + 5, valid), after
     return _views(buffer, field, views, length, at + 4, valid), after
 
 
@@ -173,12 +196,12 @@ def _arrow(name: str, kind: pa.DataType, rows: int, valid: Mask | None, *data: A
 
 # -- text and bytes ----------------------------------------------------------------------------------
 
-#: A view holds up to 12 bytes itself; this is what to keep of the 12 that were gathered, by length.
-#: Longer values (the last row) keep their first four bytes, then buffer 0 and the place in it.
-_KEEP = np.zeros((14, 12), np.uint8)
+#: A view holds its length, then up to 12 bytes; this is what to keep of the 16 that were gathered, by
+#: length. Longer values (the last row) keep their first four bytes, then buffer 0 and the place in it.
+_KEEP = np.zeros((14, 16), np.uint8)
 for _length in range(13):
-    _KEEP[_length, :_length] = 0xFF
-_KEEP[13, :4] = 0xFF
+    _KEEP[_length, 4 : 4 + _length] = 0xFF
+_KEEP[13, 4:8] = 0xFF
 _KEEP = _KEEP.view(np.uint32)
 
 
@@ -186,9 +209,14 @@ def _views(
     buffer: bytearray, field: Field, views: Ints, length: Ints, at: Ints, valid: Mask | None
 ) -> pl.Series:
     """Strings or bytes that stay where they are: length and first bytes in `views`, the rest in `buffer`."""
-    views[:, 0] = np.maximum(length, 0)
-    views[:, 1:] &= _KEEP.take(np.clip(length, 0, 13), axis=0)
-    views[:, 3] |= np.where(length > 12, at, 0).astype(np.uint32)
+    long = length > 12
+    if long.all():
+        views[:, 2] = 0
+        views[:, 3] = at
+    else:
+        views &= _KEEP.take(np.minimum(length, 13), axis=0)
+        views[:, 3] |= (at * long).astype(np.uint32)
+    views[:, 0] = length
     kind = pa.binary_view() if field.kind == "bytea" else pa.string_view()
     return _arrow(field.name, kind, len(views), valid, views, buffer)
 
@@ -351,30 +379,26 @@ def _timestamp_text(microseconds: int, timezone: str) -> str:
 
 # -- numeric -----------------------------------------------------------------------------------------
 
-_HEADER = [("digits", ">u2"), ("weight", ">i2"), ("sign", ">u2"), ("scale", ">u2")]
-_NEGATIVE, _SPECIAL = 0x4000, 0xC000
+_HEADER = [("length", ">i4"), ("groups", ">u2"), ("weight", ">i2"), ("sign", ">u2"), ("scale", ">u2")]
+_HEADER_BYTES = 12
+_NEGATIVE = 0x4000
 _SPECIALS = {0xC000: "NaN", 0xD000: "Infinity", 0xF000: "-Infinity"}
 #: Groups of four digits that one 64-bit number surely holds.
 _LIMB = 4
 
 
-def _numeric(buffer: bytearray, at: Ints, field: Field, valid: Mask | None) -> pl.Series:
+def _numeric(buffer: bytearray, at: Ints, header: Ints, field: Field, valid: Mask | None) -> pl.Series:
     """Digits in groups of four, base 10,000 → Decimal, or String where Decimal cannot say the same."""
-    header = _gather(buffer, at, _HEADER)
-    if valid is not None:
-        header[~valid] = 0  # what stands there belongs to the next field
-    scales = header["scale"].astype(np.int64)
-    weight = header["weight"].astype(np.int64)
-    finite = (header["sign"] & _SPECIAL) != _SPECIAL
-    precision, scale = field.precision, field.scale
-    if precision is None:
+    precision, scale, scales = field.precision, field.scale, header["scale"]
+    if precision is None or scale is None:
         present = scales if valid is None else scales[valid]
         scale = int(present[0]) if len(present) else 0
-        precision = 38 if 4 * (int(weight.max()) + 1) + scale <= 38 else None
-    exact = (scales == scale) if valid is None else (scales == scale) | ~valid
-    if precision is not None and scale is not None and bool((finite & exact).all()):
+        fits = scale <= 38 and 4 * (int(header["weight"].max()) + 1) + scale <= 38
+        precision = 38 if fits else None
+    exact = scales == scale if valid is None else (scales == scale) | ~valid
+    if precision is not None and bool(exact.all()) and bool((header["sign"] <= _NEGATIVE).all()):
         return _decimal(buffer, at, header, field.name, precision, scale, valid)
-    return _numeric_text(buffer, at, header, field.name, finite, valid)
+    return _numeric_text(buffer, at, header, field.name, valid)
 
 
 def _decimal(
@@ -385,8 +409,11 @@ def _decimal(
     limbs, low = _limbs(buffer, at, header, scale)
     if precision <= 18:
         small = limbs[0] if len(limbs) == 1 else limbs[0] + limbs[1] * low
-        signed = np.where(negative, -small, small)
-        words = np.stack([signed, signed >> 63], axis=1)
+        if negative.any():
+            np.negative(small, out=small, where=negative)
+        words = np.empty((len(at), 2), np.int64)
+        words[:, 0] = small
+        words[:, 1] = small >> 63
     else:
         words = _words(limbs, low, negative)
     return _arrow(name, pa.decimal128(precision, scale), len(words), valid, words)
@@ -396,30 +423,25 @@ def _limbs(buffer: bytearray, at: Ints, header: Ints, scale: int) -> tuple[list[
     """The number × 10^scale in limbs, lowest first. The lowest holds values below the returned bound,
     the others below 10^16.
 
-    A group stands for d × 10000^(weight - i). Its place is looked up in a table by weight and number of
+    A group stands for d × 10000^(weight - i). Its factor is looked up in a table by weight and number of
     groups, so that groups that a row does not have count nothing.
     """
-    groups = header["digits"].astype(np.int64)
-    weight = header["weight"].astype(np.int64)
+    groups, weight = header["groups"], header["weight"]
     below = -(-scale // 4)  # groups after the decimal point
     excess = 4 * below - scale  # zeros that the last of them has too many
-    most = int(groups.max())
-    top = max(int(weight.max()) + below, 0)
-    lowest = int(weight.min())
-    shape = (int(weight.max()) - lowest + 1, most + 1)
-    row_shape = (weight - lowest) * (most + 1) + groups
-    digits = _gather(buffer, at + 8, (">u2", (max(most, 1),))) if most else None
+    most, lowest, highest = int(groups.max()), int(weight.min()), int(weight.max())
+    row = (weight.astype(np.intp) - lowest) * (most + 1) + groups
+    digits = _octets(buffer, at + _HEADER_BYTES, -(-max(most, 1) // 4)).view(">u2")
     limbs: list[Ints] = []
-    for limb in range(top // _LIMB + 1):
+    for limb in range(max(highest + below, 0) // _LIMB + 1):
         total = np.zeros(len(at), np.int64)
         for i in range(most):
-            factors = np.zeros(shape, np.int64)
-            for w in range(shape[0]):
-                place = w + lowest - i + below - limb * _LIMB
+            factors = np.zeros((highest - lowest + 1, most + 1), np.int64)
+            for w in range(lowest, highest + 1):
+                place = w - i + below - limb * _LIMB
                 if 0 <= place < _LIMB:
-                    factors[w, i + 1 :] = 10_000**place
-            if factors.any() and digits is not None:
-                total += digits[:, i].astype(np.int64) * factors.ravel().take(row_shape)
+                    factors[w - lowest, i + 1 :] = 10_000**place
+            total += digits[:, i] * factors.ravel().take(row)
         limbs.append(total if limb or not excess else total // 10**excess)
     return limbs, 10 ** (4 * _LIMB - excess)
 
@@ -427,9 +449,9 @@ def _limbs(buffer: bytearray, at: Ints, header: Ints, scale: int) -> tuple[list[
 def _words(limbs: Sequence[Ints], low: int, negative: Mask) -> Ints:
     """limbs → 128-bit two's complement: an (n, 2) array of low and high words."""
     lower, upper = limbs[-1].astype(np.uint64), np.zeros(len(negative), np.uint64)
-    for limb, base in zip(reversed(limbs[:-1]), [10**16] * (len(limbs) - 2) + [low], strict=True):
-        lower, upper = _times(lower, upper, base)
-        total = lower + limb.astype(np.uint64)
+    for i in reversed(range(len(limbs) - 1)):
+        lower, upper = _times(lower, upper, 10 ** (4 * _LIMB) if i else low)
+        total = lower + limbs[i].astype(np.uint64)
         upper += total < lower
         lower = total
     flip = np.where(negative, np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.uint64(0))
@@ -448,15 +470,13 @@ def _times(lower: Ints, upper: Ints, factor: int) -> tuple[Ints, Ints]:
     return lower * np.uint64(factor), upper * np.uint64(factor) + a1 * f1 + (middle >> half) + (cross >> half)
 
 
-def _numeric_text(
-    buffer: bytearray, at: Ints, header: Ints, name: str, finite: Mask, valid: Mask | None
-) -> pl.Series:
+def _numeric_text(buffer: bytearray, at: Ints, header: Ints, name: str, valid: Mask | None) -> pl.Series:
     """Numbers of different scales, NaN, infinities, more than 38 digits: as PostgreSQL writes them."""
     parts: list[pl.Series] = []
     places: list[Ints] = []
-    scales = header["scale"].astype(np.int64)
+    scales, weight = header["scale"].astype(np.int64), header["weight"].astype(np.int64)
     there = np.ones(len(at), bool) if valid is None else valid
-    fits = finite & there & (4 * (header["weight"].astype(np.int64) + 1) + scales <= 38) & (scales <= 38)
+    fits = there & (header["sign"] <= _NEGATIVE) & (4 * (weight + 1) + scales <= 38) & (scales <= 38)
     for scale in np.unique(scales[fits]).tolist():
         rows = np.flatnonzero(fits & (scales == scale))
         part = _decimal(buffer, at[rows], header[rows], name, 38, scale, None)
@@ -470,10 +490,10 @@ def _numeric_text(
 
 
 def _one_numeric(buffer: bytearray, at: int) -> str:
-    groups, weight, sign, scale = np.frombuffer(buffer, _HEADER, 1, at)[0].tolist()
+    _, groups, weight, sign, scale = np.frombuffer(buffer, _HEADER, 1, at)[0].tolist()
     if sign in _SPECIALS:
         return _SPECIALS[sign]
-    digits = [f"{group:04d}" for group in np.frombuffer(buffer, ">u2", groups, at + 8).tolist()]
+    digits = [f"{group:04d}" for group in np.frombuffer(buffer, ">u2", groups, at + _HEADER_BYTES).tolist()]
     whole = "".join(digits[: max(weight + 1, 0)]).ljust(4 * (weight + 1), "0").lstrip("0") or "0"
     fraction = "0" * (4 * max(-weight - 1, 0)) + "".join(digits[max(weight + 1, 0) :])
     text = whole + ("." + fraction[:scale].ljust(scale, "0") if scale else "")

@@ -6,8 +6,8 @@ its rows in it. Waiting is done outside libpq, so that other threads run meanwhi
 
 from __future__ import annotations
 
-import selectors
-from collections.abc import Iterator
+import select
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,33 +43,30 @@ def describe_statement(connection: psycopg.Connection[Any], statement: str) -> l
 
 def _result(pgconn: PGconn) -> PGresult:
     """The one result of what was sent. Raises the psycopg.Error it stands for."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pgconn.socket, selectors.EVENT_READ)
-        while pgconn.flush():
-            selector.select(0.01)
-            pgconn.consume_input()
-        last: PGresult | None = None
-        while True:
-            while pgconn.is_busy():
-                selector.select(1)
-                pgconn.consume_input()
-            result = pgconn.get_result()
-            if result is None:
-                break
-            last = result
-            if result.status in (ExecStatus.COPY_OUT, ExecStatus.FATAL_ERROR):
-                break
-    if last is None:
+    wait = _waiter(pgconn)
+    while pgconn.flush():
+        wait()
+    found: PGresult | None = None
+    while found is None or found.status != ExecStatus.COPY_OUT:
+        while pgconn.is_busy():
+            wait()
+        result = pgconn.get_result()
+        if result is None:
+            break
+        found = result
+    if found is None:
         raise psycopg.OperationalError("the server did not answer")
-    if last.status == ExecStatus.FATAL_ERROR:
-        raise error_from_result(last, "utf-8")
-    return last
+    if found.status == ExecStatus.FATAL_ERROR:
+        raise error_from_result(found, "utf-8")
+    return found
 
 
 def copy_out(
     connection: psycopg.Connection[Any], statement: bytes, batch_bytes: int, slack: int
 ) -> Iterator[Batch]:
-    """Run `COPY … TO STDOUT (FORMAT binary)`: batches of (buffer, starts, ends) of rows, none empty.
+    """Run `COPY … TO STDOUT (FORMAT binary)`: batches of (buffer, starts, ends) of rows.
+
+    Only the batch of an empty result is empty; it comes so that there is one.
 
     slack: zero bytes to leave after the last row of a buffer.
 
@@ -81,46 +78,58 @@ def copy_out(
     pgconn.send_query_params(statement, None)
     _result(pgconn)
     limit = min(batch_bytes, LARGEST_BATCH)
-    received, ended = 0, False
-    skip = None
+    receive, wait = pgconn.get_copy_data, _waiter(pgconn)
+    size, data = receive(1)
+    while size == 0:
+        wait()
+        size, data = receive(1)
+    first = bytes(data)
+    if size > 0:
+        first = first[_header_bytes(first) :]
+    received, ended = 0, first == TRAILER
     buffer, sizes = bytearray(), list[int]()
-    for data in _messages(pgconn):
-        if skip is None:  # the header stands before the first row, in its message
-            skip = _header_bytes(data)
-            data = data[skip:]
-            if not data:
-                continue
-        if data == TRAILER:
-            ended = True
-            continue
-        buffer += data
-        sizes.append(len(data))
-        if len(buffer) >= limit:
-            received += len(sizes)
-            yield _batch(buffer, sizes, slack)
-            buffer, sizes = bytearray(), []
-    if sizes:
-        received += len(sizes)
-        yield _batch(buffer, sizes, slack)
+    if first and not ended:
+        buffer += first
+        sizes.append(len(first))
+    # One message is one row. This loop is most of the time that reading takes.
+    while size >= 0:
+        size, data = receive(1)
+        if size > len(TRAILER):
+            buffer += data
+            sizes.append(size)
+        elif size > 0:
+            ended = data == TRAILER
+        elif size == 0:
+            # libpq has given out what it held, some kilobytes: often enough to look at the limit
+            if len(buffer) >= limit:
+                received += len(sizes)
+                yield _batch(buffer, sizes, slack)
+                buffer, sizes = bytearray(), []
+            wait()
     counted = _result(pgconn).command_tuples
-    if not ended or counted != received:
-        raise psycopg.OperationalError(f"the stream ended after {received} of {counted} rows")
+    if not ended or counted != received + len(sizes):
+        raise psycopg.OperationalError(f"the stream ended after {received + len(sizes)} of {counted} rows")
+    if sizes or not received:
+        yield _batch(buffer, sizes, slack)
 
 
-def _messages(pgconn: PGconn) -> Iterator[bytes]:
-    """What the server sends during a COPY, one message at a time."""
-    receive = pgconn.get_copy_data
-    with selectors.DefaultSelector() as selector:
-        selector.register(pgconn.socket, selectors.EVENT_READ)
-        while True:
-            size, data = receive(1)
-            if size > 0:
-                yield data  # type: ignore[misc]
-            elif size == 0:
-                selector.select(1)
-                pgconn.consume_input()
-            else:
-                return
+def _waiter(pgconn: PGconn) -> Callable[[], None]:
+    """A function that waits until the server has sent something, or a second, and takes it in."""
+    socket = pgconn.socket
+    if hasattr(select, "poll"):  # half the cost of a selector, and called for every few rows
+        poll = select.poll()
+        poll.register(socket, select.POLLIN)
+
+        def wait() -> None:
+            poll.poll(1000)
+            pgconn.consume_input()
+    else:
+
+        def wait() -> None:
+            select.select([socket], [], [], 1)
+            pgconn.consume_input()
+
+    return wait
 
 
 def _header_bytes(data: bytes) -> int:

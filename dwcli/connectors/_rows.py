@@ -166,12 +166,13 @@ def _items_of(
 
 
 def slices(frame: pl.DataFrame, batch_bytes: int) -> Iterator[pl.DataFrame]:
-    """The frame itself, or parts of about `batch_bytes` of one that is more than twice as large."""
-    size = frame.estimated_size()
-    if size <= 2 * batch_bytes:
+    """The frame itself, or halves of halves, so that none is more than twice `batch_bytes` large."""
+    if frame.height < 2 or frame.estimated_size() <= 2 * batch_bytes:
         yield frame
     else:
-        yield from frame.iter_slices(max(1, int(frame.height * batch_bytes / size)))
+        half = frame.height // 2
+        yield from slices(frame.slice(0, half), batch_bytes)
+        yield from slices(frame.slice(half), batch_bytes)
 
 
 def _frame(columns: Sequence[RowColumn], chunk: Sequence[Filled]) -> pl.DataFrame:

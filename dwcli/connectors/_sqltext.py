@@ -13,7 +13,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from dwcli.contract import Cursor
-from dwcli.errors import ConfigError
+from dwcli.documents import nearest
+from dwcli.errors import ConfigError, ResourceMissing
 
 _SELECT = re.compile(
     r"""(?isx) \A (?: \s+ | --[^\n]*(?:\n|\Z) | \#[^\n]*(?:\n|\Z) | /\*.*?\*/ | \( )*
@@ -85,6 +86,19 @@ def find_table(
     return next((folded[t] for w in wanted if (t := tuple(p.casefold() for p in w)) in folded), None)
 
 
+def find_column(cursor: Cursor, names: Sequence[str]) -> str:
+    """The cursor column as the source spells it. Raises ResourceMissing with the nearest name."""
+    if cursor.column in names:
+        return cursor.column
+    for name in names:
+        if name.casefold() == cursor.column.casefold():
+            return name
+    raise ResourceMissing(
+        f"there is no cursor column '{cursor.column}'.{nearest(cursor.column, names)}",
+        hint=f"columns: {', '.join(names)}",
+    )
+
+
 def bounded(
     columns: Sequence[str],
     source: str,
@@ -92,22 +106,27 @@ def bounded(
     start: Any,
     end: Any,
     place: str = "?",
-    null_sql: str = "",
+    null_sql: str | None = None,
 ) -> tuple[str, list[Any]]:
     """`SELECT columns FROM source`, from `start` (inclusive) to `end` (exclusive), with its parameters.
 
+    Rows whose cursor is NULL are always among them.
+
     columns, source, cursor_sql: SQL already quoted. start, end: parameters, None for no bound.
     place: the SQL of one parameter, such as `CAST(? AS DATE)`. null_sql: the condition for a cursor
-    that is NULL, or that becomes so. Without an end, such rows are read as well.
+    that is NULL or becomes so; "" for a column that is never NULL, so that an index serves.
     """
-    conditions, parameters = [], []
+    within, parameters = [], []
     if start is not None:
-        conditions.append(f"({cursor_sql} >= {place} OR {null_sql or f'{cursor_sql} IS NULL'})")
+        within.append(f"{cursor_sql} >= {place}")
         parameters.append(start)
     if end is not None:
-        conditions.append(f"{cursor_sql} < {place}")
+        within.append(f"{cursor_sql} < {place}")
         parameters.append(end)
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    where = f" WHERE ({' AND '.join(within)})" if within else ""
+    null_sql = f"{cursor_sql} IS NULL" if null_sql is None else null_sql
+    if where and null_sql:
+        where += f" OR {null_sql}"
     return f"SELECT {', '.join(columns)} FROM {source}{where}", parameters  # noqa: S608
 
 
@@ -127,6 +146,8 @@ def cursor_value(text: str | None, type: str, cursor: Cursor) -> Any:
                 return Decimal(text)
             case "double precision" | "real":
                 return float(text)
+            case "timestamptz" | "timestamp" | "date" if text in ("infinity", "-infinity"):
+                return text
             case "timestamptz" | "timestamp":
                 value = datetime.datetime.fromisoformat(text)
                 return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)

@@ -41,6 +41,7 @@ from dwcli.connectors._sqltext import (
     Dialect,
     bounded,
     cursor_value,
+    find_column,
     find_table,
     is_select,
     name_parts,
@@ -507,7 +508,7 @@ def _from_result(column: Any) -> _Declared:
 def _statement(source: _Source, cursor: Cursor, config: Config) -> tuple[str, tuple[Any, ...]]:
     """The SELECT and its parameters. Percent signs are doubled, as the driver's formatting wants."""
     columns = [_selected(c) for c in source.columns]
-    place, sql, null, start, end = "%s", "", "", None, None
+    sql, null, start, end = "", "", None, None
     if cursor.column and (cursor.start is not None or cursor.end is not None):
         declared = _cursor_column(source, cursor)
         wanted = cursor.type or postgres_type(declared, config)
@@ -516,11 +517,12 @@ def _statement(source: _Source, cursor: Cursor, config: Config) -> tuple[str, tu
             for text in (cursor.start, cursor.end)
         )
         sql = _comparable(declared)
+        null = f"{sql} IS NULL" if declared.nullable else ""
         if declared.kind in ("date", "datetime", "timestamp"):
             # Zero dates become NULL, so they are read where NULL is.
             null = f"{sql} IS NULL OR {sql} < '0001-01-01'"
     text, parameters = bounded(
-        [_doubled(c) for c in columns], _doubled(source.sql), _doubled(sql), start, end, place, _doubled(null)
+        [_doubled(c) for c in columns], _doubled(source.sql), _doubled(sql), start, end, "%s", _doubled(null)
     )
     return text, tuple(parameters)
 
@@ -562,14 +564,8 @@ def _bound(declared: _Declared, value: Any, config: Config) -> Any:
 
 
 def _cursor_column(source: _Source, cursor: Cursor) -> _Declared:
-    for column in source.columns:
-        if column.name.casefold() == cursor.column.casefold():
-            return column
-    names = [c.name for c in source.columns]
-    raise ResourceMissing(
-        f"there is no cursor column '{cursor.column}'.{nearest(cursor.column, names)}",
-        hint=f"columns: {', '.join(names)}",
-    )
+    wanted = find_column(cursor, [c.name for c in source.columns])
+    return next(c for c in source.columns if c.name == wanted)
 
 
 # -- types ----------------------------------------------------------------------------------------------

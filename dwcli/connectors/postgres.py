@@ -197,7 +197,7 @@ def _end(connection: Session) -> None:
 
     if connection.closed:
         return
-    if connection.info.transaction_status == TransactionStatus.ACTIVE:
+    if connection.info.transaction_status != TransactionStatus.IDLE:
         with suppress(psycopg.Error):  # the server may be gone; else it will see the socket close
             connection.cancel_safe(timeout=2)
     connection.close()
@@ -220,6 +220,8 @@ def _translated(config: Config, error: Exception) -> DwError:
     state = getattr(error, "sqlstate", None) or ""
     told = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     why = told or re.sub(r"\s+", " ", str(error)).strip()
+    if state.startswith("22"):  # about a value, and quotes it
+        why = re.sub(r'(?s)(: |\bvalue )".*"', r"\1…", why)
     if state.startswith(("08", "57P")) or (not state and isinstance(error, psycopg.OperationalError)):
         return ConnectionFailed(
             f"the connection to {config.host}:{config.port} was lost",
@@ -303,7 +305,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     Raises ResourceMissing, QueryFailed, ConnectionFailed with layer `lost`, also when the server's
     answer ends early.
     """
-    from dwcli.connectors import _pgcopy, _pgwire
+    from dwcli.connectors import _pgcopy, _pgsocket, _pgwire
 
     connection = _open_session(client.config)
     client.reads.append(connection)
@@ -312,19 +314,20 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             selection = _select(connection, query)
             statement = _copy_statement(selection, cursor, client.config.timezone).as_bytes(connection)
-            batches = _pgwire.copy_out(connection, statement, client.config.batch_bytes, _pgcopy.SLACK)
+            copy_out = _pgsocket.copy_out if _pgsocket.is_plain(connection) else _pgwire.copy_out
+            batches = copy_out(connection, statement, client.config.batch_bytes, _pgcopy.SLACK)
             fields = [
                 _pgcopy.Field(name, plan.kind, plan.precision, plan.scale)
                 for name, plan in selection.columns.items()
             ]
             types = {name: plan.type for name, plan in selection.columns.items() if plan.type not in PLAIN}
-            none = True
-            for buffer, starts, ends in batches:
-                none = False
-                frame = _pgcopy.decode(buffer, starts, ends, fields, client.config.timezone)
-                yield IngestedItem(frame, types)
-            if none:
-                yield IngestedItem(_pgcopy.empty(fields), types)
+
+            def decoded(batch: _pgwire.Batch) -> IngestedItem:
+                return IngestedItem(_pgcopy.decode(*batch, fields, client.config.timezone), types)
+
+            # no name here for a batch: it would keep it in memory while the next one comes
+            yield from map(decoded, batches)
+            connection.rollback()
     finally:
         client.reads.remove(connection)
         _end(connection)

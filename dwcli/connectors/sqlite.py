@@ -14,7 +14,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from dwcli.connectors._sqltext import (
     Dialect,
     bounded,
     cursor_value,
+    find_column,
     find_table,
     is_select,
     quoted,
@@ -215,8 +216,10 @@ def discover(client: Client) -> Iterator[Resource]:
         unique, leading = _indexes(client.catalogue)
         estimates = _analysed(client.catalogue)
     for name, kind in kinds.items():
-        found = columns.get(name, ())
-        yield _resource(client, name, kind, found, unique[name], leading[name], estimates.get(name))
+        declared = columns.get(name, ())
+        found = _resource(client.catalogue, name, kind, declared, unique[name], estimates.get(name))
+        cursors = cursor_candidates(found.columns, found.primary_key, leading[name])
+        yield replace(found, cursors=cursors)
 
 
 def describe(client: Client, query: str) -> Resource:
@@ -224,43 +227,34 @@ def describe(client: Client, query: str) -> Resource:
 
     Raises ResourceMissing for a table that is not there, QueryFailed for SQL that SQLite refuses.
     """
-    client_now = Client(client.config, _open(client.config))
-    connection = client_now.catalogue
+    connection = _open(client.config)
     try:
         with _errors(query):
             source = _source(connection, query)
+            seen = _peek(connection, source, client.config)
             unique, leading = _indexes(connection)
             estimates = _analysed(connection)
-            seen = _peek(client_now, source)
-        columns = tuple(
-            Column(c.name, seen.get(c.name) or c.type or "text", c.nullable, c.source_type)
-            for c in source.columns
-        )
-        if source.table is None:
-            return Resource(query, columns, cursors=cursor_candidates(columns, (), ()), kind="query")
-        name = source.table
-        found = _resource(
-            client_now, name, source.kind, source.columns, unique[name], leading[name], estimates.get(name)
-        )
-        cursors = cursor_candidates(columns, found.primary_key, leading[name])
-        return Resource(
-            found.name,
-            columns,
-            found.primary_key,
-            found.key_reason,
-            found.row_estimate,
-            found.bytes_estimate,
-            cursors,
-            found.kind,
-        )
+            if source.table is None:
+                found = Resource(query, kind="query")
+            else:
+                name = source.table
+                found = _resource(
+                    connection, name, source.kind, source.columns, unique[name], estimates.get(name)
+                )
     finally:
         connection.close()
+    columns = tuple(
+        Column(c.name, seen.get(c.name) or c.type or "text", c.nullable, c.source_type)
+        for c in source.columns
+    )
+    led = leading[source.table] if source.table else set()
+    return replace(found, columns=columns, cursors=cursor_candidates(columns, found.primary_key, led))
 
 
-def _peek(client: Client, source: _Source) -> dict[str, str]:
+def _peek(connection: sqlite3.Connection, source: _Source, config: Config) -> dict[str, str]:
     """The types of the first rows, by column."""
-    fills = [typed_by_declaration(c, client.config) for c in source.columns]
-    rows = client.catalogue.execute(f"SELECT * FROM {source.sql} LIMIT {PEEK_ROWS}").fetchall()  # noqa: S608
+    fills = [typed_by_declaration(c, config) for c in source.columns]
+    rows = connection.execute(f"SELECT * FROM {source.sql} LIMIT {PEEK_ROWS}").fetchall()  # noqa: S608
     if not rows:
         return {}
     return {
@@ -270,28 +264,19 @@ def _peek(client: Client, source: _Source) -> dict[str, str]:
 
 
 def _resource(
-    client: Client,
+    connection: sqlite3.Connection,
     name: str,
     kind: str,
     declared: Sequence[_Declared],
     unique: Sequence[tuple[str, ...]],
-    leading: set[str],
     estimate: int | None,
 ) -> Resource:
+    """A table or view, with the types that it declares."""
     columns = tuple(Column(c.name, c.type or "text", c.nullable, c.source_type) for c in declared)
     key, reason = _key(declared, unique)
-    if len(key) == 1:
-        leading = leading | {key[0]}
-    return Resource(
-        spelled([name], DIALECT),
-        columns,
-        key,
-        reason,
-        estimate if estimate is not None else _highest_rowid(client.catalogue, name, kind),
-        None,
-        cursor_candidates(columns, key, leading),
-        kind,
-    )
+    if estimate is None and kind == "table":
+        estimate = _highest_rowid(connection, name)
+    return Resource(spelled([name], DIALECT), columns, key, reason, estimate, kind=kind)
 
 
 def _key(declared: Sequence[_Declared], unique: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
@@ -307,13 +292,18 @@ def _key(declared: Sequence[_Declared], unique: Sequence[tuple[str, ...]]) -> tu
     return (), ""
 
 
+TABLES_SQL = """
+    SELECT name, type FROM sqlite_master
+    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%' ESCAPE '@' ORDER BY name
+"""
+
+
 def _tables(connection: sqlite3.Connection) -> dict[str, str]:
-    sql = "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%' ESCAPE '@' ORDER BY name"  # noqa: E501
-    return dict(connection.execute(sql).fetchall())
+    return dict(connection.execute(TABLES_SQL).fetchall())
 
 
 COLUMNS_SQL = """
-    SELECT m.name, p.name, p.type, p."notnull", p.pk, m.type, m.sql LIKE '%without%rowid%'
+    SELECT m.name, p.name, p.type, p."notnull", p.pk, m.sql LIKE '%without%rowid%'
     FROM sqlite_master m, pragma_table_xinfo(m.name) p
     WHERE m.type IN ('table', 'view') AND p.hidden <> 1 AND (m.name = ?1 OR ?1 IS NULL)
 """
@@ -328,7 +318,7 @@ def _columns(connection: sqlite3.Connection, table: str | None) -> dict[str, tup
             return {}
         return {name: c for table in _tables(connection) for name, c in _columns(connection, table).items()}
     found: dict[str, list[_Declared]] = defaultdict(list)
-    for name, column, source_type, not_null, pk, _, without_rowid in rows:
+    for name, column, source_type, not_null, pk, without_rowid in rows:
         found[name].append(_Declared(column, source_type or "", not (not_null or (pk and without_rowid)), pk))
     return {name: _rowid_never_null(columns) for name, columns in found.items()}
 
@@ -379,15 +369,13 @@ def _analysed(connection: sqlite3.Connection) -> dict[str, int]:
         return {}
 
 
-def _highest_rowid(connection: sqlite3.Connection, table: str, kind: str) -> int | None:
+def _highest_rowid(connection: sqlite3.Connection, table: str) -> int | None:
     """The last row's number: a guess at the row count that costs one look into the tree."""
-    if kind != "table":
-        return None
     try:
         (highest,) = connection.execute(f"SELECT max(rowid) FROM {quoted(table, DIALECT)}").fetchone()  # noqa: S608
     except sqlite3.Error:
         return None
-    return max(highest, 0) if isinstance(highest, int) else 0 if highest is None else None
+    return highest if isinstance(highest, int) and highest >= 0 else None
 
 
 # -- reading --------------------------------------------------------------------------------------------
@@ -483,14 +471,8 @@ def _statement(
 
 
 def _cursor_column(source: _Source, cursor: Cursor) -> _Declared:
-    for column in source.columns:
-        if column.name.casefold() == cursor.column.casefold():
-            return column
-    names = [c.name for c in source.columns]
-    raise ResourceMissing(
-        f"there is no cursor column '{cursor.column}'.{nearest(cursor.column, names)}",
-        hint=f"columns: {', '.join(names)}",
-    )
+    wanted = find_column(cursor, [c.name for c in source.columns])
+    return next(c for c in source.columns if c.name == wanted)
 
 
 def _near(
@@ -501,16 +483,16 @@ def _near(
     SQLite knows times to the millisecond, without zones, in several spellings: this leaves out what is
     far away, and `_between` decides the rest.
     """
-    conditions, parameters = [], []
+    within, parameters = [], []
     day = f"julianday({name})"
     if start is not None:
-        conditions.append(f"({day} >= julianday(?) - {MARGIN_DAYS} OR {day} IS NULL)")
+        within.append(f"{day} >= julianday(?) - {MARGIN_DAYS}")
         parameters.append(_iso(start))
     if end is not None:
-        conditions.append(f"({day} < julianday(?) + {MARGIN_DAYS} OR {day} IS NULL)")
+        within.append(f"{day} < julianday(?) + {MARGIN_DAYS}")
         parameters.append(_iso(end))
-    sql = f"SELECT {', '.join(columns)} FROM {source} WHERE {' AND '.join(conditions)}"  # noqa: S608
-    return sql, parameters
+    where = f"({' AND '.join(within)}) OR {day} IS NULL"
+    return f"SELECT {', '.join(columns)} FROM {source} WHERE {where}", parameters  # noqa: S608
 
 
 def _iso(value: datetime.date) -> str:
@@ -527,12 +509,12 @@ def _between(
     if dtype not in (pl.Date, UTC_MICROSECONDS):
         return frame
     column = pl.col(name)
-    keep = pl.lit(True)
+    within = pl.lit(True)
     if start is not None:
-        keep = keep & ((column >= pl.lit(start)) | column.is_null())
+        within = within & (column >= pl.lit(start))
     if end is not None:
-        keep = keep & (column < pl.lit(end))
-    return frame.filter(keep)
+        within = within & (column < pl.lit(end))
+    return frame.filter(within | column.is_null())
 
 
 # -- types ----------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ def run_pipeline(
     dw_engine: Engine,
     schema: str = "public",
     pipeline_name: str = "default",
+    emit: Emit = ignore,
 ) -> dict[str, Any]:
     """Read a source, keep what it read in the lake, append it to a table, and audit the run.
 
@@ -106,7 +107,7 @@ def run_pipeline(
         table=target_table,
         lake=Path(lake_path),
     )
-    result, error = attempt(job, dw_engine, RunOptions(), ignore)
+    result, error = attempt(job, dw_engine, RunOptions(), emit)
     if error is not None:
         raise error
     return result

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
 
 from dwcli.render.tables import Column, table, tsv
+from dwcli.render.words import escape_lines, utc_iso
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -68,7 +69,13 @@ def show(view: RenderableType) -> None:
 
 def say(text: RenderableType) -> None:
     """Tell the person something, on stderr."""
-    stderr().print(text)
+    out = stderr()
+    if out.is_terminal:
+        out.print(text)
+        return
+    with out.capture() as captured:  # a log gets no blanks at the ends of its lines
+        out.print(text)
+    sys.stderr.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def print_rows(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
@@ -82,7 +89,14 @@ def print_rows(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None
 
 
 def write_text(lines: Iterable[str]) -> None:
-    """Write text for programs to stdout: UTF-8 and `\\n`, whatever the machine's habits."""
+    """Write text for programs to stdout: UTF-8 and `\\n`, whatever the machine's habits.
+
+    On a screen no program reads it, so what a terminal would obey is escaped.
+    """
+    if sys.stdout.isatty():
+        sys.stdout.writelines(escape_lines(line) for line in lines)
+        sys.stdout.flush()
+        return
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogatepass", newline="\n")
     sys.stdout.writelines(lines)
@@ -112,8 +126,7 @@ def _prepared(value: Any) -> Any:
 def _in_words(value: Any) -> Any:
     match value:
         case datetime():
-            moment = value.astimezone(UTC) if value.tzinfo else value
-            return moment.isoformat().replace("+00:00", "Z")
+            return utc_iso(value)
         case date() | time():
             return value.isoformat()
         case timedelta():

@@ -35,7 +35,7 @@ from dwcli.events import (
 from dwcli.render.console import console
 from dwcli.render.runs import MARK_WIDTH, STAGES, Line, plain_line, rate, remark, summary
 from dwcli.render.tables import marked
-from dwcli.render.words import clock, compact, escape, size, thousands, width
+from dwcli.render.words import clock, compact, escape, size, width
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -130,13 +130,15 @@ def follow(mode: Mode, out: Console | None = None, planned: int = 1) -> Iterator
 
 
 def _say_lines(board: Board, out: Console) -> None:
+    from rich.text import Text
+
     with board.lock:
         waiting, board.lines = board.lines, []
     for mark, body in waiting:
         if out.is_terminal:
             out.print(marked(mark, body, MARK_WIDTH))
         else:
-            out.print(plain_line(mark, body), soft_wrap=True)
+            out.print(Text(plain_line(mark, body)), soft_wrap=True)
 
 
 @contextmanager
@@ -307,7 +309,7 @@ def _stage_cells(progress: Progress, stage: Stage, bar: int, shown: list[str]) -
         return [Text(stage, style="dim"), Text("waiting", style="dim")]
     done = far == 1
     figures = {
-        "amount": f"{thousands(rows)} rows",
+        "amount": f"{rows:,} rows",
         "bytes": size(progress.bytes[stage]) if progress.bytes[stage] else "",
         "rate": rate(rows, seconds_in(progress, stage)),
         "part": f"{far:.0%}" if far is not None and rows else "",
@@ -321,6 +323,8 @@ def _stage_cells(progress: Progress, stage: Stage, bar: int, shown: list[str]) -
 
 def part_done(progress: Progress, stage: Stage) -> float | None:
     """How much of a stage is done, from 0 to 1; None where nobody knows: better none than a false one."""
+    if progress.stage == "load" and stage != "load":
+        return 1.0  # everything is read and staged: the last of the load has begun
     expected = progress.rows_expected
     if not expected or max(progress.rows.values()) > expected:
         return None

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from dwcli.events import Stage
-from dwcli.render.tables import Column, fields
+from dwcli.render.tables import Column, Said, fields
 from dwcli.render.words import (
     ago,
     compact,
@@ -18,7 +18,6 @@ from dwcli.render.words import (
     local_time,
     size,
     sparkline,
-    thousands,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +83,8 @@ def _what_was_loaded(result: Mapping[str, Any]) -> str:
         (result.get("rows_deleted"), "deleted"),
         (result.get("rows_rejected"), "rejected"),
     ]
-    return "  ".join(f"{number:,} {word}" for number, word in numbers if number) + seconds
+    said = [f"{number:,} {word}" for number, word in numbers if number]
+    return "  ".join(said if len(said) > 1 else [*said, "nothing new"]) + seconds
 
 
 def _stage_seconds(result: Mapping[str, Any]) -> str:
@@ -129,23 +129,24 @@ AUDIT_COLUMNS = (
 
 def audit_row(run: Mapping[str, Any]) -> list[Any]:
     """One row of the audit table."""
+    state = state_of_run(run)
     return [
-        short_id(str(run["run_id"])),
-        local_time(run.get("started_at")),
+        Said(run["run_id"], short_id(str(run["run_id"]))),
+        run.get("started_at"),
         run["pipeline_name"],
-        state_word(state_of_run(run)),
-        thousands(run.get("rows_read")),
-        thousands(run.get("rows_inserted")),
-        thousands(run.get("rows_updated")),
-        thousands(run.get("rows_loaded")),
+        Said(state, state_word(state)),
+        run.get("rows_read"),
+        run.get("rows_inserted"),
+        run.get("rows_updated"),
+        run.get("rows_loaded"),
         _seconds_taken(run),
-        run.get("os_user") or "-",
+        run.get("os_user"),
     ]
 
 
-def _seconds_taken(run: Mapping[str, Any]) -> str:
+def _seconds_taken(run: Mapping[str, Any]) -> str | None:
     started, finished = run.get("started_at"), run.get("finished_at")
-    return f"{(finished - started).total_seconds():.1f}" if started and finished else "-"
+    return f"{(finished - started).total_seconds():.1f}" if started and finished else None
 
 
 def state_of_run(run: Mapping[str, Any]) -> State:
@@ -163,7 +164,6 @@ def state_word(state: State) -> Text:
 
 def audit_detail(run: Mapping[str, Any], screen: int) -> RenderableType:
     """Everything the audit log knows about one run."""
-    taken = run.get("seconds") or {}
     cursor = [str(run[end]) for end in ("cursor_from", "cursor_to") if run.get(end) is not None]
     rows = {
         word: run.get(f"rows_{word}")
@@ -178,7 +178,7 @@ def audit_detail(run: Mapping[str, Any], screen: int) -> RenderableType:
         ("state", state_word(state_of_run(run))),
         ("started", local_time(run.get("started_at"), seconds=True)),
         ("finished", local_time(run["finished_at"], seconds=True) if run.get("finished_at") else None),
-        ("seconds", "  ".join(f"{stage} {value:.1f}" for stage, value in taken.items())),
+        ("seconds", _stage_seconds(run)),
         ("rows", "  ".join(f"{word} {number:,}" for word, number in rows.items() if number is not None)),
         ("parquet", _parquet(run)),
         ("cursor", " to ".join(cursor)),
@@ -291,20 +291,21 @@ STATUS_COLUMNS = (
     Column("EVERY", optional=5),
     Column("ROWS", right=True, optional=3),
     Column("LAST RUNS", optional=4),
-    Column("", optional=2, folds=True),
+    Column("FIX", optional=2),
 )
 
 
 def status_row(standing: Standing, now: datetime, ascii_only: bool = False) -> list[Any]:
     """One row of the status table."""
+    fix = standing.fix if needs_attention(standing) else ""
     return [
         standing.pipeline,
-        state_word(standing.state),
-        ago(standing.last_ok, now) if standing.last_ok else "-",
-        standing.every or "-",
-        thousands(standing.rows),
+        Said(standing.state, state_word(standing.state)),
+        Said(standing.last_ok, ago(standing.last_ok, now) if standing.last_ok else "-"),
+        standing.every,
+        standing.rows,
         sparkline(standing.trend, ascii_only),
-        f"fix: {standing.fix}" if standing.fix and needs_attention(standing) else "",
+        fix,
     ]
 
 
@@ -320,11 +321,6 @@ def next_step(standings: Sequence[Standing]) -> str:
 def rate(rows: float, seconds: float) -> str:
     """`212k rows/s`; "" before there is anything to measure."""
     return f"{compact(rows / seconds)} rows/s" if seconds > 0 and rows else ""
-
-
-def summary_text(result: Mapping[str, Any]) -> str:
-    """The permanent lines of one run as plain text."""
-    return "\n".join(plain_line(mark, body) for mark, body in summary(result))
 
 
 def after_runs(results: Sequence[Mapping[str, Any]]) -> str:

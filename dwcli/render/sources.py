@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dwcli.render.runs import state_of_run, state_word
-from dwcli.render.tables import Column
+from dwcli.render.tables import Column, Said
 from dwcli.render.words import ago, escape
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def source_row(
     return [
         source["name"],
         source["protocol"],
-        pipeline.get("name") or "-",
-        pipeline.get("query") or "-",
-        pipeline.get("target") or "-",
-        pipeline.get("write") or "-",
-        ", ".join(pipeline.get("key") or []) or "-",
-        pipeline.get("cursor") or "-",
-        pipeline.get("every") or "-",
-        f"{state_of_run(last or {})} {ago(when, now)}" if when else "-",
+        pipeline.get("name"),
+        pipeline.get("query") or None,
+        pipeline.get("target"),
+        pipeline.get("write"),
+        ", ".join(pipeline.get("key") or []) or None,
+        pipeline.get("cursor"),
+        pipeline.get("every"),
+        Said(when, f"{state_of_run(last or {})} {ago(when, now)}" if when else "-"),
     ]
 
 
@@ -59,7 +59,7 @@ def protocol_row(record: Mapping[str, Any]) -> list[Any]:
     return [
         record["protocol"],
         record["title"],
-        ", ".join(record["aliases"]) or "-",
+        ", ".join(record["aliases"]) or None,
         f"pip install 'dwcli[{record['extra']}]'" if record["missing"] else "ready",
     ]
 

@@ -5,16 +5,18 @@
            │                              and when that is not enough one line per field
            └── pipe ──────▶ tsv           every column, nothing cut
 
-Cells are text that came from outside: never markup, control characters escaped. No value is cut.
+A cell is a value, and each side says it its own way: 1204551 is `1,204,551` on a screen and `1204551` in
+a pipe. Text from outside is never markup, and its control characters are escaped. No value is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dwcli.render.words import escape, escape_lines, width
+from dwcli.render.words import escape, escape_lines, local_time, utc_iso, width
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,19 +39,39 @@ class Column:
     folds: bool = False
 
 
+@dataclass(frozen=True)
+class Said:
+    """A cell whose words for a screen are not just its value in another form: `4 min ago`."""
+
+    value: Any
+    words: str | Text
+
+
 def cell(value: Any) -> Text:
-    """A value as one safe cell; a `Text` of our own keeps its style."""
+    """A value as a safe cell of a table: numbers with separators, moments in local time, None as `-`."""
     from rich.text import Text
 
-    if isinstance(value, Text):
-        return value
-    return Text("" if value is None else escape(str(value)))
+    match value:
+        case Said():
+            return cell(value.words)
+        case Text():
+            return value
+        case None:
+            return Text("-")
+        case bool():
+            return Text(str(value).lower())
+        case int():
+            return Text(f"{value:,}")
+        case datetime():
+            return Text(local_time(value))
+        case _:
+            return Text(escape(str(value)))
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], screen: int) -> RenderableType:
     """A view of the rows in at most `screen` cells of width.
 
-    A cell is anything with a text form; None is empty; a rich `Text` is taken as it is.
+    A rich `Text` in a row is taken as it is.
     """
     cells = [[cell(value) for value in row] for row in rows]
     widths = [
@@ -164,18 +186,31 @@ TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"
 
 
 def tsv_line(values: Iterable[Any], null: str = "") -> str:
-    """One line of tab-separated text; tab, line breaks and backslash are escaped as PostgreSQL does."""
+    """One line of tab-separated text; tab, line breaks and backslash are escaped as PostgreSQL does.
+
+    Moments are UTC, ISO 8601; None is `null`.
+    """
     return "\t".join(null if v is None else _plain(v).translate(TSV_ESCAPES) for v in values) + "\n"
 
 
-def tsv(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+def tsv(columns: Sequence[Column], rows: Iterable[Sequence[Any]], null: str = "") -> Iterator[str]:
     """The rows as lines, a header line first. All columns are there, whatever the screen."""
     yield tsv_line(column.name for column in columns)
     for row in rows:
-        yield tsv_line(row)
+        yield tsv_line(row, null)
 
 
 def _plain(value: Any) -> str:
     from rich.text import Text
 
-    return value.plain if isinstance(value, Text) else str(value)
+    match value:
+        case Said():
+            return "" if value.value is None else _plain(value.value)
+        case Text():
+            return value.plain
+        case bool():
+            return str(value).lower()
+        case datetime():
+            return utc_iso(value)
+        case _:
+            return str(value)

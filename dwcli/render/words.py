@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 #: One run is one of these bars; the second row is for screens that are not UTF-8.
 BARS = "▁▂▃▄▅▆▇█"
@@ -27,13 +27,8 @@ def escape(text: str) -> str:
 
 
 def escape_lines(text: str) -> str:
-    """`escape`, but line breaks stay line breaks."""
-    return "\n".join(escape(line) for line in text.splitlines())
-
-
-def thousands(number: int | None) -> str:
-    """`1,204,551`; `-` for what is not known."""
-    return "-" if number is None else f"{number:,}"
+    """`escape`, but line breaks and tabs stay what they are."""
+    return OBEYED.sub(lambda match: match[0] if match[0] in "\n\t" else escape(match[0]), text)
 
 
 def count(number: int, noun: str) -> str:
@@ -43,11 +38,13 @@ def count(number: int, noun: str) -> str:
 
 def compact(number: float) -> str:
     """A number in at most five characters: `980`, `9.8k`, `212k`, `1.2M`."""
-    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "G")):
-        scaled = number / (limit / 1e3)
-        if round(scaled, 1) < 1000 or unit == "G":
-            return f"{scaled:.1f}{unit}" if unit and scaled < 9.95 else f"{scaled:.0f}{unit}"
-    raise AssertionError("the last unit takes everything")
+    for unit in ("", "k", "M"):
+        if number < 9.95 and unit:
+            return f"{number:.1f}{unit}"
+        if number < 999.5:
+            return f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.1f}G" if number < 9.95 else f"{number:.0f}G"
 
 
 def size(number: float) -> str:
@@ -94,6 +91,12 @@ def local_time(when: datetime | None, seconds: bool = False) -> str:
     if when is None:
         return "-"
     return when.astimezone().strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+
+
+def utc_iso(when: datetime) -> str:
+    """A moment for programs: `2026-11-22T20:48:03.5Z`; one without a zone stays without."""
+    moment = when.astimezone(UTC) if when.tzinfo else when
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def sparkline(values: Sequence[int | None], ascii_only: bool = False) -> str:

@@ -1,0 +1,378 @@
+"""JSON: arrays, lines (NDJSON) and objects one after the other, streamed, numbers to the last digit.
+
+msgspec checks the grammar and hands over each field as the bytes it stands in, so no number passes
+through a float. A column of numbers is `bigint` or `numeric`, never `double`; of true and false `boolean`;
+of strings `text`, or `date` or `timestamptz` where every string of a batch is a full date or a full
+timestamp with an offset. As soon as an object or array is among the values, the column is `jsonb`.
+Different scalars in one column are `text`, as they are spelled. null and a missing field are NULL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dwcli.connectors._formats.frames import Frame, Options, Seen, frame_of_arrays, unique_names
+from dwcli.connectors._formats.streams import Source, as_utf8, encoding_of, reading, undecodable
+from dwcli.connectors._formats.texts import Kind, arrow_type, fits_numeric, type_texts
+from dwcli.errors import SourceData
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: One element larger than this is no row.
+MAX_ELEMENT_BYTES = 64 * 1024 * 1024
+#: Arrays and objects in each other; PostgreSQL's jsonb ends not far above.
+MAX_DEPTH = 8_000
+_WHITESPACE = b" \t\r\n"
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+_OUTSIDE_STRINGS = re.compile(rb'("(?:[^"\\]|\\.)*")|[ \t\r\n]+', re.DOTALL)
+_LONE_SURROGATE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+_BYTE = re.compile(r" \(byte (\d+)\)")
+
+
+def read_json(source: Source, options: Options, seen: Seen) -> Iterator[Frame]:
+    """Batches of a JSON file: the elements of an array, or objects one after the other.
+
+    An element that is no object becomes a column `value`. Raises SourceData, with the line, for what is
+    not JSON, is cut off, or is nested deeper than PostgreSQL takes.
+    """
+    yield from _read(source, options, seen, _elements)
+
+
+def read_ndjson(source: Source, options: Options, seen: Seen) -> Iterator[Frame]:
+    """Batches of a file with one JSON value on each line; empty lines are passed over."""
+    yield from _read(source, options, seen, _lines)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole JSON values as they stand in a file: elements with commas between them, or lines."""
+
+    text: bytes
+    #: the line on which it begins
+    line: int
+    #: whether commas stand between the values
+    commas: bool = False
+
+
+def _read(
+    source: Source, options: Options, seen: Seen, split: Callable[[Source, BinaryIO, int], Iterator[Piece]]
+) -> Iterator[Frame]:
+    with source.open() as stream, reading(source.name):
+        encoding = options.encoding or encoding_of(stream.read(4096))
+    block = max(64 * 1024, options.batch_bytes // 4)
+    with source.open() as raw, reading(source.name):
+        try:
+            for piece in split(source, as_utf8(raw, encoding), block):
+                rows = _decode(source, piece)
+                if rows:
+                    yield _frame(source, rows, seen)
+        except UnicodeDecodeError:
+            raise undecodable(source, encoding) from None
+
+
+# -- cutting the stream into pieces of whole values ----------------------------------------------------
+
+
+def _lines(source: Source, stream: BinaryIO, block: int) -> Iterator[Piece]:
+    line, rest = 1, b""
+    while chunk := stream.read(block):
+        cut = chunk.rfind(b"\n") + 1
+        if not cut:
+            rest += chunk
+            _refuse_long(source, rest, line)
+            continue
+        piece = rest + chunk[:cut]
+        yield Piece(piece, line)
+        line += piece.count(b"\n")
+        rest = chunk[cut:]
+    yield Piece(rest, line)
+
+
+def _elements(source: Source, stream: BinaryIO, block: int) -> Iterator[Piece]:
+    """The elements of one array, or the values of a file that is none.
+
+    A piece is cut in front of a comma (in an array) or behind a closing brace (else) that nothing encloses.
+    """
+    line, rest = 1, b""
+    while not rest.strip(_WHITESPACE):
+        line += rest.count(b"\n")
+        rest = stream.read(block)
+        if not rest:
+            return
+    commas = rest.lstrip(_WHITESPACE).startswith(b"[")
+    if commas:
+        before, _, rest = rest.partition(b"[")
+        line += before.count(b"\n")
+    more = True
+    while more:
+        cut, ended = last_cut(rest, commas)
+        yield Piece(rest[:cut], line, commas)
+        line += rest.count(b"\n", 0, cut)
+        rest = rest[cut:]
+        if ended:
+            _refuse_trailing(source, stream, rest[1:], line)
+            return
+        if commas and cut:
+            rest = rest[1:]
+            if not rest.lstrip(_WHITESPACE):
+                rest += stream.read(block)
+            if rest.lstrip(_WHITESPACE).startswith(b"]"):
+                raise SourceData(f"{source.name}:{line}: a comma with nothing behind it")
+        if not cut:
+            _decode(source, Piece(rest, line, commas), cut_off=True)
+            _refuse_long(source, rest, line)
+        chunk = stream.read(max(block, len(rest)))
+        more = bool(chunk)
+        rest += chunk
+    if commas:
+        raise SourceData(
+            f"{source.name} is cut off", why="the array it begins with is never closed", hint="fetch it again"
+        )
+    yield Piece(rest, line)
+
+
+def _refuse_long(source: Source, rest: bytes, line: int) -> None:
+    if len(rest) > MAX_ELEMENT_BYTES:
+        raise SourceData(
+            f"{source.name}:{line}: one JSON value is longer than {MAX_ELEMENT_BYTES:,} bytes",
+            why="each element, line or object becomes one row",
+        )
+
+
+def _refuse_trailing(source: Source, stream: BinaryIO, rest: bytes, line: int) -> None:
+    while rest := rest.strip(_WHITESPACE) or stream.read(1024 * 1024):
+        if rest.strip(_WHITESPACE):
+            raise SourceData(
+                f"{source.name}:{line}: there is more behind the array that ends here",
+                hint="if each line is a JSON value of its own: format: ndjson",
+            )
+
+
+def last_cut(text: bytes, in_array: bool) -> tuple[int, bool]:
+    """Where the last whole value in `text` ends, and whether the array around it ends there.
+
+    `text` begins outside of every value. The cut is in front of the comma or bracket; 0 if there is none.
+    """
+    import numpy as np
+
+    data = np.frombuffer(_ESCAPED.sub(b"__", text) if b"\\" in text else text, np.uint8)
+    inside = np.bitwise_xor.accumulate((data == ord('"')).view(np.uint8)).view(bool)
+    # { [ and } ] differ in one bit, which is not looked at
+    opening = ((data & 0xDF) == ord("[")) & ~inside
+    closing = ((data & 0xDF) == ord("]")) & ~inside
+    if in_array:
+        cutting = (data == ord(",")) & ~inside
+        places = np.flatnonzero(opening | closing | cutting)
+        depth = np.cumsum(opening[places].astype(np.int8) - closing[places], dtype=np.int32)
+        ends = places[(depth == -1) & closing[places]]
+        if len(ends):
+            return int(ends[0]), True
+        cuts = places[(depth == 0) & cutting[places]]
+        return (int(cuts[-1]), False) if len(cuts) else (0, False)
+    places = np.flatnonzero(opening | closing)
+    depth = np.cumsum(opening[places].astype(np.int8) - closing[places], dtype=np.int32)
+    cuts = places[(depth == 0) & closing[places]]
+    return (int(cuts[-1]) + 1, False) if len(cuts) else (0, False)
+
+
+# -- decoding a piece ----------------------------------------------------------------------------------
+
+
+@cache
+def _decoders() -> tuple[Any, Any]:
+    """Decoders of objects, and of values of any form, whose fields stay the bytes they are written in."""
+    import msgspec
+
+    return msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(msgspec.Raw)
+
+
+def _decode(source: Source, piece: Piece, cut_off: bool = False) -> list[dict[str, Any]]:
+    """The rows of a piece: field name → the bytes of its value. cut_off: its end may be missing."""
+    import msgspec
+
+    objects, values = _decoders()
+    try:
+        try:
+            return _decoded(objects, piece)
+        except msgspec.ValidationError:
+            rows = [{"value": value} for value in _decoded(values, piece)]
+            if any(bytes(row["value"]).startswith(b"{") for row in rows):
+                raise SourceData(
+                    f"{source.name}: objects and other values are mixed, from line {piece.line:,} on",
+                    hint="each element or line has to be an object, or none",
+                ) from None
+            return rows
+    except msgspec.DecodeError as error:
+        if cut_off and "truncated" in str(error):
+            return []
+        mended = _LONE_SURROGATE.sub(_spelled, piece.text) if "escape" in str(error) else piece.text
+        if mended != piece.text:
+            return _decode(source, replace(piece, text=mended), cut_off)
+        raise _malformed(source, piece, str(error)) from None
+    except RecursionError:
+        raise SourceData(
+            f"{source.name}: JSON nested deeper than {MAX_DEPTH:,} levels, from line {piece.line:,} on",
+            why="PostgreSQL's jsonb does not go deeper",
+        ) from None
+
+
+def _decoded(decoder: Any, piece: Piece) -> list[Any]:
+    try:
+        return _decoded_to_depth(decoder, piece)
+    except RecursionError:
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(MAX_DEPTH)
+        try:
+            return _decoded_to_depth(decoder, piece)
+        finally:
+            sys.setrecursionlimit(before)
+
+
+def _decoded_to_depth(decoder: Any, piece: Piece) -> list[Any]:
+    if not piece.commas:
+        rows: list[Any] = decoder.decode_lines(piece.text)
+        return rows
+    import msgspec
+
+    elements = msgspec.json.Decoder(list[decoder.type])
+    found: list[Any] = elements.decode(b"[" + piece.text + b"]")
+    return found
+
+
+def _spelled(escape: re.Match[bytes]) -> bytes:
+    """Half of a surrogate pair is no character: its escape becomes the text that it is written with."""
+    return b"\\\\" + escape[1] if escape[1] else escape[0]
+
+
+def _malformed(source: Source, piece: Piece, why: str) -> SourceData:
+    """The error for what is no JSON, with its line."""
+    if not piece.commas:
+        piece, why = _first_bad_value(piece, why)
+    place = _BYTE.search(why)
+    line = piece.line
+    if place:
+        end = int(place[1]) - int(piece.commas)
+        line += piece.text.count(b"\n", 0, max(0, end))
+    else:
+        line += piece.text.rstrip().count(b"\n")
+    return SourceData(
+        f"{source.name}:{line}: not valid JSON",
+        why=_BYTE.sub("", why).removeprefix("JSON is malformed: "),
+        hint="the file may have been cut off" if "truncated" in why else "",
+    )
+
+
+def _first_bad_value(piece: Piece, why: str) -> tuple[Piece, str]:
+    """The line of a piece that does not decode by itself, if its values stand on lines."""
+    import msgspec
+
+    line = piece.line
+    for text in piece.text.split(b"\n"):
+        try:
+            if text.strip():
+                _decoders()[1].decode(text)
+        except msgspec.DecodeError as error:
+            one = Piece(text, line)
+            # a value over several lines is "cut off" at the first of them: the place in the piece holds then
+            return (piece, why) if "truncated" in str(error) and "truncated" not in why else (one, str(error))
+        line += 1
+    return piece, why
+
+
+# -- from rows to columns ------------------------------------------------------------------------------
+
+
+def _frame(source: Source, rows: list[dict[str, Any]], seen: Seen) -> Frame:
+    given = list(dict.fromkeys(chain.from_iterable(rows)))
+    arrays: dict[str, pa.Array] = {}
+    kinds: dict[str, Kind] = {}
+    for key, name in zip(given, unique_names(given), strict=True):
+        values = [bytes(row[key]) if key in row else b"null" for row in rows]
+        arrays[name], seen[name] = type_values(values, seen.get(name, ""))
+        kinds[name] = seen[name]
+    return frame_of_arrays(source.name, arrays, kinds, len(rows))
+
+
+def type_values(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
+    """A column from JSON values as they are written, with its kind (see the module's text)."""
+    import pyarrow as pa
+
+    forms = {_FORMS[first] for first in {value[0] for value in values}} - {"null"}
+    if not forms:
+        return pa.nulls(len(values), arrow_type(so_far)), so_far
+    if so_far == "jsonb" or ("nested" in forms and not so_far):
+        compact = [None if value == b"null" else _compact(value) for value in values]
+        return _strings(compact), "jsonb"
+    if forms == {"number"} and so_far in ("", "bigint", "numeric"):
+        return _type_numbers(values, so_far)
+    if forms == {"boolean"} and so_far in ("", "boolean"):
+        return type_texts(_texts(values), so_far)
+    if forms == {"string"} and so_far in ("", "date", "zoned"):
+        texts = _texts(values)
+        typed, kind = type_texts(texts, so_far)
+        return (typed, kind) if kind in ("date", "zoned") else (texts, "text")
+    return _texts(values), "text"
+
+
+_FORMS = {ord("n"): "null", ord("t"): "boolean", ord("f"): "boolean", ord('"'): "string"}
+_FORMS |= dict.fromkeys(b"[{", "nested") | dict.fromkeys(b"-0123456789", "number")
+
+
+def _type_numbers(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
+    texts = [None if value == b"null" else _plain_number(value) for value in values]
+    typed, kind = type_texts(_strings(texts), so_far)
+    # beyond what numeric holds
+    return (typed, kind) if kind != "text" else (_texts(values), "text")
+
+
+def _plain_number(value: bytes) -> bytes:
+    """A JSON number without exponent and without a minus before zero: the same number."""
+    if b"e" in value or b"E" in value:
+        number = Decimal(value.decode())
+        value = format(number, "f").encode() if fits_numeric(number) else value
+    return value[1:] if value.startswith(b"-0") and not value.strip(b"-0.") else value
+
+
+def _texts(values: list[bytes]) -> pa.Array:
+    """Strings without their quotes, other scalars as they are written, nested ones compact."""
+    return _strings([None if value == b"null" else _text(value) for value in values])
+
+
+def _text(value: bytes) -> bytes:
+    if value[0] in b"[{":
+        return _compact(value)
+    if value[0] != ord('"'):
+        return value
+    if b"\\" not in value:
+        return value[1:-1]
+    text: str = json.loads(value)
+    return text.encode()
+
+
+def _compact(value: bytes) -> bytes:
+    """JSON without the whitespace between its tokens."""
+    if not any(space in value for space in (b" ", b"\n", b"\t", b"\r")):
+        return value
+    return _OUTSIDE_STRINGS.sub(rb"\1", value)
+
+
+def _strings(values: list[bytes | None]) -> pa.Array:
+    """A string array; bytes that are no UTF-8 raise UnicodeDecodeError, which names no place yet."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:
+        raise UnicodeDecodeError("utf-8", b"", 0, 0, "invalid bytes") from None

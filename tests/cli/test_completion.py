@@ -1,0 +1,140 @@
+"""TAB: what is offered, and the scripts that ask for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dwcli.cli import _tab
+from dwcli.cli.completion import SCRIPTS, refresh_completion_cache
+from dwcli.project import load_project
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (project / "sources" / "shop.yaml").write_text(
+        "protocol: sqlite   # pipelines:\ndatabase_path: x\npipelines:   # all\n"
+        "  # the first\n  orders:\n    query: q\n    columns: {a: text}\n\n  'items': {query: i}\n",
+        "utf-8",
+    )
+    (project / "sources" / "erp.json").write_text(
+        '{"protocol": "x", "pipelines": {"orders": {"target": "o2"}}}', "utf-8"
+    )
+    refresh_completion_cache(load_project(project), ["b", "a"], ["run1"])
+    refresh_completion_cache(load_project(project), ["c"], ["run2"])
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("DW_PROJECT", raising=False)
+    return project
+
+
+def offered(*words: str) -> list[str]:
+    return _tab.answer("bash", list(words)).split()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ini"], ["init"]),
+        (["run", ""], ["erp", "erp.orders", "items", "shop", "shop.orders"]),
+        (["run", "items", "--json", "s"], ["shop", "shop.orders"]),
+        (["run", "--full"], ["--full-refresh"]),
+        (["--no-col"], ["--no-color"]),
+        (["run", "--no-col"], ["--no-color"]),
+        (["-C", ".", "audit", "run"], ["run2", "run1"]),
+        (["run", "--table", ""], ["a", "b", "c"]),
+        (["run", "--progress", "b"], ["bars"]),
+        (["test-connection", "e"], ["erp"]),
+        (["add-source", "sql"], ["sqlite"]),
+        (["add-source", "sqlite", "name", "--database"], ["--database-path"]),
+        (["add-source", "sqlite3", "name", "--database"], ["--database-path"]),
+        (["completion", ""], ["install", "show"]),
+        (["completion", "show", "z"], ["zsh"]),
+        (["completion", "show", "zsh", ""], []),
+        (["nonsense", ""], []),
+        (["run", "--", "x"], []),
+        (["run", "--config", ""], []),
+    ],
+)
+def test_tab_offers(here: Path, words: list[str], expected: list[str]):
+    assert [word for word in offered(*words) if word != "dw"] == expected
+
+
+def test_fish_and_zsh_are_told_what_a_word_is(here: Path):
+    assert "shop.orders\tpipeline of shop\n" in _tab.answer("zsh", ["--", "run", "shop."])
+    assert _tab.answer("fish", ["down"]).startswith("down\tStop")
+
+
+def test_without_a_project_only_words_of_the_app_are_offered(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert offered("run", "") == [] and "run" in offered("")
+
+
+def test_a_broken_cache_or_source_offers_nothing_and_breaks_nothing(here: Path):
+    (here / ".dw" / "complete.json").write_text("[")
+    (here / "sources" / "erp.json").write_text("[1]")
+    assert offered("audit", "") == []
+    assert "items" in offered("run", "")
+
+
+@pytest.fixture
+def path_with_dw(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
+    """An environment in which `dw` is a command."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "dw"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dwcli "$@"\n')
+    script.chmod(0o755)
+    return environment | {"PATH": f"{folder}{os.pathsep}{environment['PATH']}"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_the_function_works_in_a_real_bash(here: Path, path_with_dw):
+    script = SCRIPTS["bash"] + (
+        "COMP_WORDS=(dw run shop.); COMP_CWORD=2; _dw_complete\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"; complete -p dw'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=path_with_dw, cwd=here, text=True, capture_output=True
+    )
+    assert done.stdout.splitlines()[0] == "shop.orders", done.stderr
+    assert "_dw_complete dw" in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_script_is_good_syntax_where_its_shell_is(shell: str):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    done = subprocess.run([shell, "-n"], input=SCRIPTS[shell], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_install_adds_one_line_once(dw, environment):
+    bashrc = Path(environment["HOME"]) / ".bashrc"
+    bashrc.write_text("alias ll='ls -l'")
+    for _ in range(2):
+        assert dw("completion", "install", "bash", "--yes").returncode == 0
+    lines = bashrc.read_text().splitlines()
+    assert lines[0] == "alias ll='ls -l'" and len(lines) == 2 and "dw completion show bash" in lines[1]
+
+
+def test_install_asks_and_without_a_terminal_says_how(dw, environment):
+    done = dw("completion", "install", "zsh")
+    assert done.returncode == 2 and "dw completion install zsh --yes" in done.stderr
+    assert not (Path(environment["HOME"]) / ".zshrc").exists()
+
+
+def test_show_prints_the_script_on_stdout(dw):
+    for shell, script in SCRIPTS.items():
+        assert dw("completion", "show", shell).stdout == script
+
+
+def test_the_cache_holds_names_alone_and_is_private(here: Path):
+    path = here / ".dw" / "complete.json"
+    assert json.loads(path.read_text()) == {"tables": ["a", "b", "c"], "runs": ["run2", "run1"]}
+    assert path.stat().st_mode & 0o077 == 0
