@@ -54,11 +54,11 @@ def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, n
         contract=job.contract,
         fresh=manifest.fresh,
     )
-    load = open_load(raw(data), manifest.schema, manifest.table, plan)
-    for file in files:
-        load_file(load, file, file.name)
-    load.replaces.extend(manifest.replaces)
-    counts = finish_load(load)
+    with open_load(raw(data), manifest.schema, manifest.table, plan) as load:
+        for file in files:
+            load_file(load, file, file.name)
+        load.replaces.extend(manifest.replaces)
+        counts = finish_load(load)
     state = State(manifest.cursor, manifest.cursor_to, manifest.cursor_type, manifest.position)
     write_state(raw(data), job.pipeline, manifest.run_id, state)
     write_receipt(

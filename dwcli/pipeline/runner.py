@@ -216,11 +216,11 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         if not result.success:
             raise _SourceAnsweredFailure(result.error or "the source answered without success")
         _announce(run, connector, cursor)
-        load = open_load(raw(data), job.schema, job.table, plan)
-        pump(run, result, load)
-        state = settle_cursor(run, load, state, cursor)
-        manifest = _complete_snapshot(run, plan, state, cursor)
-        _finish(run, load, manifest, state, data)
+        with open_load(raw(data), job.schema, job.table, plan) as load:
+            pump(run, result, load)
+            state = settle_cursor(run, load, state, cursor)
+            _complete_snapshot(run, plan, state, cursor)
+            _finish(run, load, state, data)
         _commit(run, data)
         connector.acknowledge(run.position)
     if run.marker is not None:
@@ -256,11 +256,11 @@ def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
 # -- the end of a run ---------------------------------------------------------------------------------
 
 
-def _complete_snapshot(run: Run, plan: LoadPlan, state: State, cursor: Cursor) -> Path | None:
+def _complete_snapshot(run: Run, plan: LoadPlan, state: State, cursor: Cursor) -> None:
     """Write the manifest. From here on the snapshot can be loaded without the source."""
     job = run.job
     if run.marker is None or not run.files:
-        return None
+        return
     manifest = Manifest(
         run_id=run.id,
         pipeline=job.pipeline,
@@ -285,10 +285,9 @@ def _complete_snapshot(run: Run, plan: LoadPlan, state: State, cursor: Cursor) -
     path = run.marker.with_name(run.marker.stem + MANIFEST)
     write_manifest(manifest, path)
     run.snapshot = str(path.relative_to(job.lake))
-    return path
 
 
-def _finish(run: Run, load: Load, manifest: Path | None, state: State, data: Connection) -> None:
+def _finish(run: Run, load: Load, state: State, data: Connection) -> None:
     """The last of the one transaction: rows, cursor, receipt, audit row."""
     job = run.job
     run.emit(StageStarted(job.pipeline, "load"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 import psycopg
@@ -64,22 +65,46 @@ def holdable(frame: pl.DataFrame, declared: Types) -> tuple[pl.DataFrame, dict[s
     return (frame.with_columns(fixed) if fixed else frame), changed
 
 
-def copy_frame(connection: psycopg.Connection, sink: Table, frame: pl.DataFrame, have: Types) -> None:
+@dataclass
+class OpenCopy:
+    """A COPY under way. While it is, its session takes no other statement."""
+
+    into: Table
+    wire: Types
+    cursor: psycopg.Cursor
+    copy: psycopg.Copy
+    #: ends the COPY: by CopyDone, or by CopyFail when an error passes through
+    stack: contextlib.ExitStack
+    encoder: ArrowToPostgresBinaryEncoder | None = None
+    rows: int = 0
+
+
+def copy_frame(
+    connection: psycopg.Connection, sink: Table, frame: pl.DataFrame, have: Types, running: OpenCopy | None
+) -> OpenCopy | None:
     """COPY a frame into a table, whose columns its columns are named as.
 
-    have: the PostgreSQL type of each column as the frame holds it. Raises ValueRefused, KeyRefused.
+    have: the PostgreSQL type of each column as the frame holds it. running: the COPY that an earlier
+    call left open; it goes on where it can, and is ended where not. Returns the one that is open now.
+    Raises ValueRefused, KeyRefused, for rows of earlier calls too.
     """
     wire = {column: _wire_type(have[column], frame.schema[column]) for column in frame.columns}
-    direct = all(_same_form(wire[column], sink.columns[column]) for column in frame.columns)
     with refusals(sink):
-        if direct:
-            _copy_binary(connection, sink.identifier, frame, wire)
-            return
+        if all(_same_form(wire[column], sink.columns[column]) for column in frame.columns):
+            if running is None or (running.into.identifier, running.wire) != (sink.identifier, wire):
+                end_copy(running)
+                running = _begin_copy(connection, sink, wire)
+            _send(running, frame)
+            return running
+        end_copy(running)
         batch = Table("", "dw_batch", wire)
         create_temporary(connection, batch)
-        _copy_binary(connection, batch.identifier, frame, wire)
+        own = _begin_copy(connection, batch, wire)
+        _send(own, frame)
+        end_copy(own)
         _insert_cast(connection, batch, sink)
         connection.execute(sql.SQL("drop table {}").format(batch.identifier))
+        return None
 
 
 def _wire_type(kind: str, dtype: pl.DataType) -> str:
@@ -97,33 +122,49 @@ def _same_form(wire: str, column: str) -> bool:
     return ours == theirs or (ours in AS_TEXT and theirs in AS_TEXT)
 
 
-def _copy_binary(
-    connection: psycopg.Connection, into: sql.Identifier, frame: pl.DataFrame, wire: Types
-) -> None:
-    columns = sql.SQL(", ").join(sql.Identifier(name) for name in frame.columns)
-    statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(into, columns)
-    with connection.cursor() as cursor:
-        # Encoded ahead, so that the server never waits for the next part.
-        with cursor.copy(statement) as copy, contextlib.closing(ahead(encoded(frame, wire))) as parts:
-            for part in parts:
-                for start in range(0, len(part), MESSAGE_BYTES):
-                    copy.write(memoryview(part)[start : start + MESSAGE_BYTES])
-        if cursor.rowcount != frame.height:
-            raise WarehouseError(f"PostgreSQL took {cursor.rowcount} of {frame.height} rows")
+def _begin_copy(connection: psycopg.Connection, into: Table, wire: Types) -> OpenCopy:
+    statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(into.identifier, listed(list(wire)))
+    stack = contextlib.ExitStack()
+    cursor = connection.cursor()
+    return OpenCopy(into, wire, cursor, stack.enter_context(cursor.copy(statement)), stack)
 
 
-def encoded(frame: pl.DataFrame, wire: Types) -> Iterator[bytes]:
+def _send(running: OpenCopy, frame: pl.DataFrame) -> None:
+    # Encoded ahead, so that the server never waits for the next part.
+    with contextlib.closing(ahead(_encoded(running, frame))) as parts:
+        for part in parts:
+            for start in range(0, len(part), MESSAGE_BYTES):
+                running.copy.write(memoryview(part)[start : start + MESSAGE_BYTES])
+    running.rows += frame.height
+
+
+def _encoded(running: OpenCopy, frame: pl.DataFrame) -> Iterator[bytes]:
     """A frame in PostgreSQL's binary COPY form, in parts of SLICE_ROWS rows."""
-    encoder = None
     for start in range(0, frame.height, SLICE_ROWS):
-        table = _arrow(frame.slice(start, SLICE_ROWS), wire)
-        for batch in table.to_batches():
-            if encoder is None:
-                encoder = _encoder(batch.schema, wire)
-                yield encoder.write_header()
-            yield encoder.write_batch(batch)
-    if encoder is not None:
-        yield encoder.finish()
+        for batch in _arrow(frame.slice(start, SLICE_ROWS), running.wire).to_batches():
+            if running.encoder is None:
+                running.encoder = _encoder(batch.schema, running.wire)
+                yield running.encoder.write_header()
+            yield running.encoder.write_batch(batch)
+
+
+def end_copy(running: OpenCopy | None) -> None:
+    """End a COPY, if there is one, and see that PostgreSQL took every row. Raises what it refused."""
+    if running is None:
+        return
+    with refusals(running.into):
+        with running.stack:
+            if running.encoder is not None:
+                running.copy.write(running.encoder.finish())
+        if running.cursor.rowcount != running.rows:
+            raise WarehouseError(f"PostgreSQL took {running.cursor.rowcount} of {running.rows} rows")
+
+
+def abandon_copy(running: OpenCopy | None, error: BaseException) -> None:
+    """Break off a COPY, so that the session can roll back."""
+    if running is not None:
+        with contextlib.suppress(Exception):
+            running.stack.__exit__(type(error), error, error.__traceback__)
 
 
 def _encoder(schema: pa.Schema, wire: Types) -> ArrowToPostgresBinaryEncoder:

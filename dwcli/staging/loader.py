@@ -11,7 +11,8 @@ truncate, so they are not blocked either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from sqlalchemy import text as sql_text
 from dwcli.errors import LakeError, SchemaRefused
 from dwcli.log import get_logger
 from dwcli.staging.audit import merged_counts
-from dwcli.staging.copying import copy_frame, create_temporary, holdable, refusals
+from dwcli.staging.copying import abandon_copy, copy_frame, create_temporary, end_copy, holdable, refusals
 from dwcli.staging.dw_schema import (
     ADDED_COLUMNS,
     Table,
@@ -72,10 +73,10 @@ def load_parquet_files_to_dw(
     with transaction(engine) as connection:
         if not is_postgres(connection):
             return sum(_load_sqlite(connection, Path(path), table_name) for path in parquet_paths)
-        load = open_load(raw(connection), schema, table_name, LoadPlan())
-        for path in parquet_paths:
-            load_file(load, Path(path), str(path))
-        return finish_load(load).rows
+        with open_load(raw(connection), schema, table_name, LoadPlan()) as load:
+            for path in parquet_paths:
+                load_file(load, Path(path), str(path))
+            return finish_load(load).rows
 
 
 def _load_sqlite(connection: Connection, path: Path, table_name: str) -> int:
@@ -103,14 +104,22 @@ def _sqlite_value(value: Any) -> Any:
 # -- a load, step by step -----------------------------------------------------------------------------
 
 
-def open_load(connection: psycopg.Connection, schema: str, table: str, plan: LoadPlan) -> Load:
-    """Begin to load into a table, which need not exist yet. The caller's transaction is open."""
+@contextlib.contextmanager
+def open_load(connection: psycopg.Connection, schema: str, table: str, plan: LoadPlan) -> Iterator[Load]:
+    """Begin to load into a table, which need not exist yet. The caller's transaction is open.
+
+    When the block ends with an error, the session can be rolled back, and must be.
+    """
     connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
     ensure_catalogue(connection)
     load = Load(connection, plan, schema, table, read_table(connection, schema, table))
     if load.target is not None and plan.write == "replace":
         load.deleted = _delete_all(load)
-    return load
+    try:
+        yield load
+    except BaseException as error:
+        abandon_copy(load.copying, error)
+        raise
 
 
 def _delete_all(load: Load) -> int:
@@ -160,11 +169,15 @@ def _copy_labelled(
     names = {column: sink.names[column] for column in frame.columns}
     types = {names[column]: kind for column, kind in have.items()}
     types |= {column: ADDED_COLUMNS[column] for column in lineage}
-    copy_frame(load.connection, sink, frame.rename(names).with_columns(**lineage), types)
+    named = frame.rename(names).with_columns(**lineage)
+    load.copying = copy_frame(load.connection, sink, named, types, load.copying)
 
 
 def _widen_sink(load: Load, types: Types, frame: pl.DataFrame) -> None:
     """Make the sink, or widen it, so that a batch of these types goes into it."""
+    if load.sink is not None and planned(load.sink, types, frame)[0] == load.sink:
+        return
+    end_rows(load)
     if load.sink is not None and load.sink.schema == "":
         assert load.target is not None
         named = replace(load.sink, names={**load.sink.names, **names_for(load.target, types)})
@@ -173,6 +186,12 @@ def _widen_sink(load: Load, types: Types, frame: pl.DataFrame) -> None:
         load.sink = _create_stage(load, types)
     else:
         load.target = load.sink = _ensure_target(load, types, frame)
+
+
+def end_rows(load: Load) -> None:
+    """Let the server take the last row, so that the session is free for other statements."""
+    running, load.copying = load.copying, None
+    end_copy(running)
 
 
 def _is_staged(load: Load) -> bool:
@@ -223,6 +242,7 @@ def _create_stage(load: Load, types: Types) -> Table:
 
 def finish_load(load: Load) -> Counts:
     """Bring what has arrived into the target, by the plan's write disposition. Nothing is committed."""
+    end_rows(load)
     with refusals(load.target or Table(load.schema, load.table)):
         load.deleted += _delete_replaced(load)
         if load.sink is None:

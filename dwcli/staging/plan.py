@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from dwcli.contract import WriteDisposition
+from dwcli.staging.copying import OpenCopy
 from dwcli.staging.dw_schema import Change, Table
 
 
@@ -46,6 +47,8 @@ class Load:
     changes: list[Change] = field(default_factory=list)
     values_changed: dict[str, int] = field(default_factory=dict)
     replaces: list[Mapping[str, str]] = field(default_factory=list)
+    #: stays open from batch to batch: a COPY for each costs the server a tenth more
+    copying: OpenCopy | None = None
 
 
 @dataclass(frozen=True)
