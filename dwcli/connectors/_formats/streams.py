@@ -54,9 +54,10 @@ class Source:
 class _Watched(io.RawIOBase):
     """A readable stream that shows each chunk to `watch`; for libraries that take only file objects."""
 
-    def __init__(self, raw: BinaryIO, watch: Callable[[bytes], None]) -> None:
+    def __init__(self, raw: BinaryIO, watch: Callable[[bytes], None], beneath: BinaryIO) -> None:
         self._raw = raw
         self._watch = watch
+        self._beneath = beneath  # unpackers leave open what they were given
 
     def readable(self) -> bool:
         return True
@@ -68,12 +69,13 @@ class _Watched(io.RawIOBase):
 
     def close(self) -> None:
         self._raw.close()
+        self._beneath.close()
         super().close()
 
 
-def watched(raw: BinaryIO, watch: Callable[[bytes], None]) -> BinaryIO:
-    """`raw`, with each chunk that is read from it shown to `watch` first."""
-    return cast(BinaryIO, _Watched(raw, watch))
+def watched(raw: BinaryIO, watch: Callable[[bytes], None], beneath: BinaryIO | None = None) -> BinaryIO:
+    """`raw`, with each chunk that is read from it shown to `watch` first; closed together with `beneath`."""
+    return cast(BinaryIO, _Watched(raw, watch, beneath or raw))
 
 
 def compression_of(name: str, head: bytes) -> str:
@@ -134,7 +136,7 @@ def _member(
     def open_member() -> BinaryIO:
         with reading(name):
             raw = cast(BinaryIO, archive.open(member))
-        return _braked(raw, name, size, max_expansion)
+        return _braked(raw, raw, name, size, max_expansion)
 
     with open_member() as stream, reading(name):
         head = stream.read(16)
@@ -164,10 +166,10 @@ def _unpacked(raw: BinaryIO, kind: str, name: str, size: int, max_expansion: int
         import pyarrow as pa
 
         stream = cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
-    return _braked(stream, name, size, max_expansion)
+    return _braked(stream, raw, name, size, max_expansion)
 
 
-def _braked(stream: BinaryIO, name: str, size: int, max_expansion: int) -> BinaryIO:
+def _braked(stream: BinaryIO, raw: BinaryIO, name: str, size: int, max_expansion: int) -> BinaryIO:
     """`stream`, which stops with an error once it gives far more than its packed size can hold."""
     given = 0
 
@@ -181,7 +183,7 @@ def _braked(stream: BinaryIO, name: str, size: int, max_expansion: int) -> Binar
                 hint=f"if it is meant to: max_expansion: {max_expansion * 10}",
             )
 
-    return watched(stream, brake)
+    return watched(stream, brake, raw)
 
 
 @contextmanager
