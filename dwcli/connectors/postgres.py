@@ -7,7 +7,9 @@ written: the session and the transaction are read only.
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -200,6 +202,8 @@ def _end(connection: Session) -> None:
     if connection.info.transaction_status != TransactionStatus.IDLE:
         with suppress(psycopg.Error):  # the server may be gone; else it will see the socket close
             connection.cancel_safe(timeout=2)
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
+            wire.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in it
     connection.close()
 
 
