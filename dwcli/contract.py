@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,12 +29,17 @@ WriteDisposition = Literal["append", "replace", "merge"]
 BATCH_BYTES = 8 * 1024 * 1024
 
 
+#: Marks a config field that names a file or folder of this machine.
+LOCAL_PATH: dict[str, JsonValue] = {"local_path": True}
+
+
 class ConnectorConfig(BaseModel):
     """What every connector's `Config` begins with.
 
     Field descriptions are the questions of the wizard, the help of the flags and the docs, so write
     them for a person: a noun phrase, no period. `SecretStr` fields are never shown, asked hidden, and
-    stored as references. `json_schema_extra={"advanced": True}` keeps a field out of the wizard.
+    stored as references. `json_schema_extra={"advanced": True}` keeps a field out of the wizard; of a
+    field with `json_schema_extra=LOCAL_PATH`, a relative value is taken from the project's folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

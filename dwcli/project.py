@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dwcli.connectors import placed
 from dwcli.contract import WriteDisposition
 from dwcli.documents import Document, invalid, nearest, read_document
 from dwcli.errors import ConfigError, NameUnknown, ProjectMissing
@@ -304,10 +305,10 @@ def select(project: Project, names: Iterable[str]) -> list[Pipeline]:
 
 
 def connection_values(project: Project, source: Source) -> dict[str, Any]:
-    """A source's connection with its references resolved, ready for `create_connector`."""
+    """A source's connection, ready for `create_connector`: references resolved, paths from the project."""
     known = environment(project.root / ".env")
     values: dict[str, Any] = resolve(dict(source.connection), known, project.root, str(source.path))
-    return {"protocol": source.protocol, **values}
+    return {"protocol": source.protocol, **placed(source.protocol, values, project.root)}
 
 
 def find_source(project: Project, name: str) -> Source:

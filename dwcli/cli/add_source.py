@@ -244,13 +244,13 @@ def make_paths_absolute(model: type[BaseModel], answers: dict[str, Any]) -> None
 
 def open_connector(project: Project, draft: Mapping[str, Any]) -> Connector:
     """The connector of a draft, not yet connected; its batches are small, for a first look."""
-    from dwcli.connectors import create_connector
+    from dwcli.connectors import create_connector, placed
     from dwcli.references import environment, resolve
 
     connection, secrets = forms.split_secrets(draft["answers"], draft["name"])
     known = environment(project.root / ".env") | secrets
     subject = f"sources/{draft['name']}.yaml"
-    values = resolve(connection, known, project.root, subject)
+    values = placed(draft["protocol"], resolve(connection, known, project.root, subject), project.root)
     return create_connector({"batch_bytes": 64 * 1024, **values, "protocol": draft["protocol"]})
 
 

@@ -352,8 +352,15 @@ def _from_text(field: Field, text: str) -> Any:
     if field.shape == "other":
         return _parsed(field.flag, text)
     if field.type in (int, float):
-        return field.type(text)
+        return _number(field.type, text)
     return text
+
+
+def _number(kind: type[int] | type[float], text: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError("a whole number is expected" if kind is int else "a number is expected") from None
 
 
 def checker(field: Field) -> Callable[[str], str]:

@@ -124,6 +124,22 @@ def create_connector(
     )
 
 
+def placed(protocol: str, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Connection values, with relative paths of local files and folders taken from `folder`."""
+    fields = load(protocol).Config.model_fields
+    local = {
+        name
+        for name, info in fields.items()
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("local_path")
+    }
+    return {
+        name: str(folder / Path(value).expanduser())
+        if name in local and isinstance(value, str) and "://" not in value
+        else value
+        for name, value in values.items()
+    }
+
+
 def _env_file(base: Path) -> Path | None:
     """`.env` beside the config file, or beside the dw.yaml above it."""
     return next((p / ".env" for p in (base, base.parent) if (p / ".env").exists()), None)

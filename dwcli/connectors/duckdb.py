@@ -28,7 +28,7 @@ from dwcli.connectors._sqltext import (
     spelled,
     stripped,
 )
-from dwcli.contract import Column, ConnectorConfig, Cursor, IngestedItem, Resource
+from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 
@@ -44,7 +44,7 @@ VECTOR_ROWS = 2048
 class Config(ConnectorConfig):
     """A DuckDB database file."""
 
-    database_path: Path = Field(description="path of the database file")
+    database_path: Path = Field(description="path of the database file", json_schema_extra=LOCAL_PATH)
     timezone: str = Field(
         "UTC", description="time zone of TIMESTAMP columns", json_schema_extra={"advanced": True}
     )

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from dwcli.connectors._formats import FileFields, Options, known_format, options_of
 from dwcli.connectors._formats.items import Listed, Local, describe_listed, groups_of, read_listed
-from dwcli.contract import ConnectorConfig, Cursor, IngestedItem, Resource
+from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing
 
@@ -24,7 +24,9 @@ ALIASES = ("file", "csv", "json", "parquet", "excel")
 class Config(ConnectorConfig, FileFields):
     """Files on this machine."""
 
-    path: str = Field(min_length=1, description="file, folder or glob, such as data/*.csv")
+    path: str = Field(
+        min_length=1, description="file, folder or glob, such as data/*.csv", json_schema_extra=LOCAL_PATH
+    )
 
     @field_validator("path")
     @classmethod

@@ -32,7 +32,7 @@ from dwcli.connectors._sqltext import (
     spelled,
     stripped,
 )
-from dwcli.contract import Column, ConnectorConfig, Cursor, IngestedItem, Resource
+from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData, SourceError
 
@@ -54,7 +54,7 @@ MARGIN_DAYS = 1.0
 class Config(ConnectorConfig):
     """A SQLite database file."""
 
-    database_path: Path = Field(description="path of the database file")
+    database_path: Path = Field(description="path of the database file", json_schema_extra=LOCAL_PATH)
     timezone: str = Field(
         "UTC",
         description="time zone of dates and times that name none",
