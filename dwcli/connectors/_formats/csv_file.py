@@ -42,6 +42,8 @@ class Dialect:
     names: tuple[str, ...]
     #: lines before the header or the first record
     skip: int
+    #: whether nothing stands below the header
+    alone: bool = False
 
 
 def read_csv(source: Source, options: Options, seen: Seen) -> Iterator[Frame]:
@@ -55,7 +57,7 @@ def read_csv(source: Source, options: Options, seen: Seen) -> Iterator[Frame]:
         return
     rows = 0
     block = max(64 * 1024, options.batch_bytes // 4)
-    while True:
+    while not dialect.alone:
         try:
             for batch in _batches(source, options, dialect, block, rows):
                 rows += batch.num_rows
@@ -159,7 +161,7 @@ def _explained(error: Exception, source: Source, dialect: Dialect, ragged: list[
         place = f"{source.name}:{line}" if line else source.name
         found = ragged[0].actual_columns
         return SourceData(
-            f"{place}: {found} fields where {len(dialect.names)} are expected",
+            f"{place}: {found} {'field' if found == 1 else 'fields'} where {len(dialect.names)} are expected",
             why=f"delimiter {dialect.delimiter!r}, quote {dialect.quote or 'none'}",
             hint=f"dw preview shows how it is read; lines above the header: skip_rows: {line - 1}"
             if 1 < line < 20 and found > len(dialect.names)
@@ -266,7 +268,8 @@ def detect(source: Source, options: Options) -> Dialect | None:
     records = _first_records(rest, source, found, whole)
     header = options.header if options.header is not None else looks_like_header(records)
     named = records[0] if header else [""] * len(records[0])
-    return replace(found, header=header, names=unique_names(named))
+    alone = header and whole and len(records) == 1
+    return replace(found, header=header, names=unique_names(named), alone=alone)
 
 
 def _without_mark(encoding: str, head: bytes) -> str:
