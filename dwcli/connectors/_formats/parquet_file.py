@@ -41,6 +41,8 @@ def read_parquet(source: Source, options: Options) -> Iterator[Frame]:
                 if not rows:
                     empty = [pa.array([], field.type) for field in file.schema_arrow]
                     yield _frame(source.name, names, empty, options)
+        except KeyError as error:  # from a map, by its strict reading
+            raise SourceData(f"{source.name}: a map has a key twice", why=str(error)[:40]) from None
         except (pa.ArrowException, OSError) as error:
             raise SourceData(
                 f"{source.name} cannot be read as Parquet",
@@ -105,10 +107,10 @@ def readable(values: pa.Array, timezone: str) -> tuple[pa.Array, str]:
             return localize(values.cast(pa.timestamp(unit)), timezone), "timestamptz"
         return values.cast(pa.timestamp(unit, "UTC")), "timestamptz"
     if of.is_nested(kind):
-        plain = values.cast(_without_nanoseconds(kind)).to_pylist()
+        plain = values.cast(_without_nanoseconds(kind)).to_pylist(maps_as_pydicts="strict")
         return pa.array([None if v is None else _json(v) for v in plain], pa.string()), "jsonb"
     if of.is_duration(kind):
-        return _intervals(values), "interval"
+        return intervals(values), "interval"
     if of.is_decimal256(kind):
         return values.cast(pa.string()), f"numeric({kind.precision},{kind.scale})"
     if of.is_decimal(kind):
@@ -135,7 +137,7 @@ def _extension(values: pa.Array, timezone: str) -> tuple[pa.Array, str]:
     return readable(storage, timezone)
 
 
-def _intervals(values: pa.Array) -> pa.Array:
+def intervals(values: pa.Array) -> pa.Array:
     """Durations as PostgreSQL writes intervals of hours, minutes and seconds."""
     import pyarrow as pa
 
@@ -173,8 +175,6 @@ def _json(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{json.dumps(str(k))}:{_json(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        if value and all(isinstance(pair, tuple) for pair in value):  # a map
-            return _json(dict(value))
         return "[" + ",".join(_json(v) for v in value) + "]"
     if isinstance(value, Decimal):
         return format(value, "f")
