@@ -33,11 +33,12 @@ MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 8_000
 _WHITESPACE = b" \t\r\n"
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
-_OUTSIDE_STRINGS = re.compile(rb'("(?:[^"\\]|\\.)*")|[ \t\r\n]+', re.DOTALL)
 _LONE_SURROGATE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+#: Numbers with an exponent, or a minus before zero, among numbers and nulls.
+_ODD_NUMBER = re.compile(rb"[eE]|-0")
 _BYTE = re.compile(r" \(byte (\d+)\)")
 
 
@@ -331,7 +332,8 @@ _FORMS |= dict.fromkeys(b"[{", "nested") | dict.fromkeys(b"-0123456789", "number
 
 
 def _type_numbers(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
-    texts = [None if value == b"null" else _plain_number(value) for value in values]
+    plain = not _ODD_NUMBER.search(b" ".join(values))
+    texts = [None if value == b"null" else value if plain else _plain_number(value) for value in values]
     typed, kind = type_texts(_strings(texts), so_far)
     # beyond what numeric holds
     return (typed, kind) if kind != "text" else (_texts(values), "text")
@@ -362,10 +364,15 @@ def _text(value: bytes) -> bytes:
 
 
 def _compact(value: bytes) -> bytes:
-    """JSON without the whitespace between its tokens."""
+    """JSON without the whitespace between its tokens, which stay as they are spelled."""
     if not any(space in value for space in (b" ", b"\n", b"\t", b"\r")):
         return value
-    return _OUTSIDE_STRINGS.sub(rb"\1", value)
+    import msgspec
+
+    try:
+        return msgspec.json.format(value, indent=-1)
+    except RecursionError:
+        return value
 
 
 def _strings(values: list[bytes | None]) -> pa.Array:
