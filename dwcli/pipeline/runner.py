@@ -26,6 +26,7 @@ from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor
 from dwcli.errors import (
     DwError,
+    LakeError,
     PipelineLocked,
     SourceError,
 )
@@ -62,6 +63,7 @@ from dwcli.staging.plan import Counts, Load, LoadPlan
 from dwcli.staging.state import (
     State,
     ensure_state_tables,
+    loaded_snapshots,
     read_state,
     was_loaded,
     write_receipt,
@@ -71,6 +73,7 @@ from dwcli.staging.writer import (
     MANIFEST,
     Manifest,
     discard_snapshot,
+    forget,
     source_folder,
     staged_file,
     sweep,
@@ -225,6 +228,9 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         connector.acknowledge(run.position)
     if run.marker is not None:
         run.marker.unlink(missing_ok=True)
+    if job.keep is not None:
+        with contextlib.suppress(OSError, LakeError):  # the next run tries again
+            forget(folder, job.lake, loaded_snapshots(raw(data), job.pipeline), job.keep)
 
 
 def _protocol(run: Run) -> str:

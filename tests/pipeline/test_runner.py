@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -492,6 +493,18 @@ def test_files_of_a_run_that_never_finished_are_swept(warehouse_url: str, lake: 
     names = {path.name for path in manifest.parent.iterdir()}
     assert not [name for name in names if name.startswith(stem)]
     assert read_manifest(manifest).files[0].name in names
+
+
+def test_old_snapshots_leave_the_lake_once_they_are_loaded(warehouse_url: str, lake: Path) -> None:
+    run(warehouse_url, lake, batches([{"id": 1}]), keep=3600.0)
+    (old,) = snapshots(lake / "values" / "s.p")
+    run(warehouse_url, lake, batches([{"id": 2}]), keep=3600.0)
+    assert old.exists()
+
+    os.utime(old, (0, 0))
+    run(warehouse_url, lake, batches([{"id": 3}]), keep=3600.0)
+    assert not old.exists()
+    assert len(list(lake.rglob("*.parquet"))) == 2
 
 
 # -- positions ----------------------------------------------------------------------------------------
