@@ -150,6 +150,7 @@ def _run_to_postgres(run: Run, engine: Engine) -> None:
     with contextlib.ExitStack() as stack:
         run.warehouse_id = _prepare(engine)
         data = stack.enter_context(engine.connect())
+        stack.callback(_hang_up, data)
         _take_lock(run, data)
         control = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
         mark_interrupted(raw(control), run.job.pipeline)
@@ -328,8 +329,7 @@ def _undo(run: Run, data: Connection) -> None:
     """Roll back, and forget the files of a snapshot whose COMMIT was never asked for."""
     with contextlib.suppress(Exception):
         data.rollback()
-    with contextlib.suppress(Exception):
-        data.close()
+    _hang_up(data)
     if run.committing:
         return
     if run.marker is not None:
@@ -339,6 +339,12 @@ def _undo(run: Run, data: Connection) -> None:
     run.files.clear()
     run.snapshot = run.cursor_to = None
     run.schema_changes.clear()
+
+
+def _hang_up(data: Connection) -> None:
+    """End the session itself: back in a pool, it would go on holding the pipeline's lock."""
+    with contextlib.suppress(Exception):
+        data.invalidate()
 
 
 def _is_committed(run: Run, engine: Engine) -> bool:

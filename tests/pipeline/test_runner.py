@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import create_engine
 
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.errors import (
@@ -23,7 +24,8 @@ from dwcli.errors import (
     SourceError,
 )
 from dwcli.events import BatchLoaded, RunFinished, SchemaChanged
-from dwcli.pipeline.record import RunOptions
+from dwcli.pipeline.record import Job, RunOptions
+from dwcli.pipeline.runner import attempt
 from dwcli.staging.writer import read_manifest, snapshots
 from tests.pipeline.runs import Source, batches, rows_of, run
 
@@ -440,6 +442,20 @@ def test_a_second_run_of_the_same_pipeline_is_told_who_holds_it(
     assert isinstance(outcome.error, PipelineLocked)
     assert "s.p is already running (run " in outcome.error.message
     assert rows_of(warehouse, "select id from t") == [(1,)]
+
+
+def test_runs_that_share_an_engine_and_its_pool_follow_each_other(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    engine = create_engine(warehouse_url.replace("postgresql://", "postgresql+psycopg://", 1))
+    job = Job("s.p", "s", "s.p", batches([{"id": 1}]).connector, "q", "public", "t", lake)
+    try:
+        errors = [attempt(job, engine, RunOptions(), lambda event: None)[1] for _ in range(4)]
+    finally:
+        engine.dispose()
+
+    assert errors == [None] * 4
+    assert rows_of(warehouse, "select count(*) from t") == [(4,)]
 
 
 def test_a_run_that_died_is_marked_by_the_next(warehouse_url: str, warehouse: Any, lake: Path) -> None:
