@@ -74,7 +74,7 @@ def frame_of_types(name: str, arrays: dict[str, Any], types: dict[str, str], row
     import polars as pl
     import pyarrow as pa
 
-    paths = pl.repeat(name, rows, dtype=pl.String, eager=True).alias(SOURCE_PATH)
+    paths = pl.Series(SOURCE_PATH, [name]).new_from_index(0, rows)
     columns = pl.DataFrame(pa.table(arrays)).get_columns() if arrays else []
     return Frame(pl.DataFrame([*columns, paths]), types)
 

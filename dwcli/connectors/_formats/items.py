@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Of more files in one group than this, only the group is offered.
 MAX_SINGLE_FILES = 200
+#: No more files than this share an item.
+_TOGETHER = 256
 _SAMPLE_BYTES = 1024 * 1024
 
 
@@ -133,7 +135,9 @@ def _joined(held: _Held, frame: Frame, limit: int) -> list[Frame] | None:
     """The held frames and one more, if they can be one frame without any value changing; else None."""
     if not held.frames:
         return [frame]
-    if held.replaces or held.bytes + frame.data.estimated_size() > limit:
+    if held.replaces or len(held.frames) >= _TOGETHER:
+        return None
+    if held.bytes + frame.data.estimated_size() > limit:
         return None
     last = held.frames[-1]
     if last.types == frame.types and last.data.schema == frame.data.schema:
