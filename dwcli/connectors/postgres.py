@@ -188,22 +188,29 @@ def _connection_failed(config: Config, message: str) -> ConnectionFailed:
 
 def close(client: Client) -> None:
     """End the session and every read that is under way. May be called twice, from any thread."""
-    for connection in [*client.reads, client.connection]:
-        _end(connection)
+    for connection in list(client.reads):
+        _interrupt(connection)
+    _end(client.connection)
+
+
+def _interrupt(connection: Session) -> None:
+    """Break off what a session does. Whoever reads from it, perhaps in another thread, closes it then."""
+    import psycopg
+
+    with suppress(psycopg.Error):  # the server may be gone; else it will see the socket close
+        connection.cancel_safe(timeout=2)
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
 
 
 def _end(connection: Session) -> None:
     """Close a session; a statement that still runs is cancelled first."""
-    import psycopg
     from psycopg.pq import TransactionStatus
 
     if connection.closed:
         return
     if connection.info.transaction_status != TransactionStatus.IDLE:
-        with suppress(psycopg.Error):  # the server may be gone; else it will see the socket close
-            connection.cancel_safe(timeout=2)
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
-            wire.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in it
+        _interrupt(connection)
     connection.close()
 
 
