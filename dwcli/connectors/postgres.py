@@ -188,9 +188,9 @@ def _connection_failed(config: Config, message: str) -> ConnectionFailed:
 
 def close(client: Client) -> None:
     """End the session and every read that is under way. May be called twice, from any thread."""
+    _end(client.connection)  # first: a read that begins meanwhile sees it, and does not go on
     for connection in list(client.reads):
         _interrupt(connection)
-    _end(client.connection)
 
 
 def _interrupt(connection: Session) -> None:
@@ -316,12 +316,16 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     Raises ResourceMissing, QueryFailed, ConnectionFailed with layer `lost`, also when the server's
     answer ends early.
     """
+    import psycopg
+
     from dwcli.connectors import _pgcopy, _pgsocket, _pgwire
 
     connection = _open_session(client.config)
     client.reads.append(connection)
     try:
         with _our_errors(client.config):
+            if client.connection.closed:
+                raise psycopg.OperationalError("the source has been closed")
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             selection = _select(connection, query)
             statement = _copy_statement(selection, cursor, client.config.timezone).as_bytes(connection)
