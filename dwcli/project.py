@@ -337,9 +337,7 @@ def write_source(
     """
     path = root / "sources" / f"{checked_name(name)}.yaml"
     if path.exists():
-        raise ConfigError(
-            f"{path} is there already", hint=f"choose another name, or change it: dw edit {name}"
-        )
+        raise ConfigError(f"{path} is there already", hint="choose another name, or change the file itself")
     path.parent.mkdir(exist_ok=True)
     write_private(path, source_text(protocol, connection, pipelines))
     return path

@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
     dw(project, "run", "--all")
     say("How it stands, what happened, and what is in it:")
     dw(project, "status")
-    dw(project, "audit", "--last", "5")
+    dw(project, "audit", "--last", "10")
     dw(project, "query", DELAYS.strip().replace("\n", " "))
     say("Your turn:")
     print(f"  source {shown(ROOT / '.venv/bin/activate')}\n  cd {shown(project)}")
@@ -80,7 +80,14 @@ def fetch_data(data: Path) -> None:
 def dw(folder: Path, *arguments: str) -> None:
     """Show a dw command as one would type it, and run it."""
     print(f"\n$ dw {shlex.join(arguments)}", flush=True)
-    subprocess.run([Path(sys.executable).parent / "dw", *arguments], cwd=folder, check=True)
+    # Where there is no terminal, a run's stdout is JSON for programs; what people read is on stderr.
+    quiet = arguments[0] == "run" and not sys.stdout.isatty()
+    subprocess.run(
+        [Path(sys.executable).parent / "dw", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL if quiet else None,
+        check=True,
+    )
 
 
 def say(text: str) -> None:

@@ -262,39 +262,25 @@ def _labels(resources: Sequence[Resource]) -> list[tuple[str, str]]:
 
 
 def _preview(connector: Connector, resource: Resource) -> None:
-    """The first rows, as they are; a source that cannot show them is no reason to stop."""
+    """The first rows, as they would be loaded; a source that cannot show them is no reason to stop."""
+    import sys
+
+    from dwcli.cli.preview import first_rows
     from dwcli.render.console import console
-    from dwcli.render.tables import Column, table
+    from dwcli.render.preview import preview_table, text
     from dwcli.render.words import compact
 
     try:
-        names, rows = first_rows(connector, resource.name, PREVIEW_ROWS)
+        types, records = first_rows(connector.fetch_data(resource.name).items, PREVIEW_ROWS)
     except DwError as error:
-        say(f"  (no preview: {failed_anyway(error)})")
+        say(f"  (no preview: {failed_anyway(error)})", fold=True)
         return
     of = f" of ~{compact(resource.row_estimate)}" if resource.row_estimate else ""
-    say(f"\n  {resource.name}, {len(rows)}{of} rows")
-    import sys
-
+    say(f"\n  {resource.name}, {len(records)}{of} rows")
     screen = console(sys.stderr)
-    screen.print(table([Column(name) for name in names], rows, screen.width))
+    rows = [[text(record.get(name)) for name in types] for record in records]
+    screen.print(preview_table(types, rows, screen.width))
     say()
-
-
-def first_rows(connector: Connector, query: str, limit: int) -> tuple[list[str], list[list[Any]]]:
-    """Column names and the first rows of a resource."""
-    import polars as pl
-
-    items = iter(connector.fetch_data(query).items)
-    try:
-        item = next(items, None)
-        payload = item.payload if item is not None else None
-        frame = payload if isinstance(payload, pl.DataFrame) else pl.DataFrame(payload or [])
-    finally:
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()
-    return frame.columns, [list(row) for row in frame.head(limit).rows()]
 
 
 # -- key, cursor, write -------------------------------------------------------------------------------

@@ -158,6 +158,6 @@ def cursor_value(text: str | None, type: str, cursor: Cursor) -> Any:
     except (ValueError, InvalidOperation):
         raise ConfigError(
             f"the cursor '{cursor.column}' stands at a value that is not a {base}",
-            hint="dw state show, then dw state set or dw state reset",
+            hint="read everything again: dw run NAME --full-refresh",
         ) from None
     return text

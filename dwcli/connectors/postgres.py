@@ -188,22 +188,29 @@ def _connection_failed(config: Config, message: str) -> ConnectionFailed:
 
 def close(client: Client) -> None:
     """End the session and every read that is under way. May be called twice, from any thread."""
-    for connection in [*client.reads, client.connection]:
-        _end(connection)
+    _end(client.connection)  # first: a read that begins meanwhile sees it, and does not go on
+    for connection in list(client.reads):
+        _interrupt(connection)
+
+
+def _interrupt(connection: Session) -> None:
+    """Break off what a session does. Whoever reads from it, perhaps in another thread, closes it then."""
+    import psycopg
+
+    with suppress(psycopg.Error):  # the server may be gone; else it will see the socket close
+        connection.cancel_safe(timeout=2)
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
 
 
 def _end(connection: Session) -> None:
     """Close a session; a statement that still runs is cancelled first."""
-    import psycopg
     from psycopg.pq import TransactionStatus
 
     if connection.closed:
         return
     if connection.info.transaction_status != TransactionStatus.IDLE:
-        with suppress(psycopg.Error):  # the server may be gone; else it will see the socket close
-            connection.cancel_safe(timeout=2)
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
-            wire.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in it
+        _interrupt(connection)
     connection.close()
 
 
@@ -309,12 +316,16 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     Raises ResourceMissing, QueryFailed, ConnectionFailed with layer `lost`, also when the server's
     answer ends early.
     """
+    import psycopg
+
     from dwcli.connectors import _pgcopy, _pgsocket, _pgwire
 
     connection = _open_session(client.config)
     client.reads.append(connection)
     try:
         with _our_errors(client.config):
+            if client.connection.closed:
+                raise psycopg.OperationalError("the source has been closed")
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             selection = _select(connection, query)
             statement = _copy_statement(selection, cursor, client.config.timezone).as_bytes(connection)

@@ -16,7 +16,7 @@ from dwcli.errors import RunStopped
 from dwcli.events import Emit
 from dwcli.pipeline.record import Job, RunOptions
 from dwcli.pipeline.runner import attempt
-from dwcli.project import Pipeline, Project, connection_values, size_bytes
+from dwcli.project import Pipeline, Project, connection_values, seconds, size_bytes
 from dwcli.warehouse.engine import make_engine
 
 #: Parts of the memory a run may take that one batch may be: some five are under way at once, in up to
@@ -88,6 +88,7 @@ def job_of(project: Project, pipeline: Pipeline, jobs: int = 1) -> Job:
         lookback=config.lookback,
         columns=config.columns,
         contract=config.contract,
+        keep=seconds(project.config.keep) if project.config.keep else None,
         config_hash=config_hash(pipeline),
         command=shlex.join(["dw", *sys.argv[1:]]),
     )

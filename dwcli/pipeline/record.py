@@ -66,6 +66,8 @@ class Job:
     lookback: str | int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     contract: str = "evolve"
+    #: seconds that loaded snapshots stay in the lake; None for ever
+    keep: float | None = None
     config_hash: str = ""
     command: str = ""
 

@@ -26,6 +26,7 @@ from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor
 from dwcli.errors import (
     DwError,
+    LakeError,
     PipelineLocked,
     SourceError,
 )
@@ -62,6 +63,7 @@ from dwcli.staging.plan import Counts, Load, LoadPlan
 from dwcli.staging.state import (
     State,
     ensure_state_tables,
+    loaded_snapshots,
     read_state,
     was_loaded,
     write_receipt,
@@ -71,6 +73,7 @@ from dwcli.staging.writer import (
     MANIFEST,
     Manifest,
     discard_snapshot,
+    forget,
     source_folder,
     staged_file,
     sweep,
@@ -147,6 +150,7 @@ def _run_to_postgres(run: Run, engine: Engine) -> None:
     with contextlib.ExitStack() as stack:
         run.warehouse_id = _prepare(engine)
         data = stack.enter_context(engine.connect())
+        stack.callback(_hang_up, data)
         _take_lock(run, data)
         control = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
         mark_interrupted(raw(control), run.job.pipeline)
@@ -225,6 +229,9 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         connector.acknowledge(run.position)
     if run.marker is not None:
         run.marker.unlink(missing_ok=True)
+    if job.keep is not None:
+        with contextlib.suppress(OSError, LakeError):  # the next run tries again
+            forget(folder, job.lake, loaded_snapshots(raw(data), job.pipeline), job.keep)
 
 
 def _protocol(run: Run) -> str:
@@ -322,8 +329,7 @@ def _undo(run: Run, data: Connection) -> None:
     """Roll back, and forget the files of a snapshot whose COMMIT was never asked for."""
     with contextlib.suppress(Exception):
         data.rollback()
-    with contextlib.suppress(Exception):
-        data.close()
+    _hang_up(data)
     if run.committing:
         return
     if run.marker is not None:
@@ -333,6 +339,12 @@ def _undo(run: Run, data: Connection) -> None:
     run.files.clear()
     run.snapshot = run.cursor_to = None
     run.schema_changes.clear()
+
+
+def _hang_up(data: Connection) -> None:
+    """End the session itself: back in a pool, it would go on holding the pipeline's lock."""
+    with contextlib.suppress(Exception):
+        data.invalidate()
 
 
 def _is_committed(run: Run, engine: Engine) -> bool:

@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -258,6 +259,23 @@ def sweep(folder: Path) -> int:
     stays. Returns how many files went.
     """
     return sum(discard_snapshot(marker) for marker in folder.glob(f"*/*{OPEN}"))
+
+
+def forget(folder: Path, lake: Path, loaded: Collection[str], seconds: float) -> int:
+    """Remove snapshots older than this that are in the warehouse. Returns how many went.
+
+    loaded: manifests, by path within the lake, that have a receipt; others stay however old they are.
+    The manifest goes last, so that a removal that was interrupted is finished by the next.
+    """
+    oldest = time.time() - seconds
+    gone = 0
+    for path in list(snapshots(folder)):
+        if str(path.relative_to(lake)) in loaded and path.stat().st_mtime < oldest:
+            for staged in read_manifest(path).files:
+                (path.parent / staged.name).unlink(missing_ok=True)
+            path.unlink()
+            gone += 1
+    return gone
 
 
 def item_rows(item: IngestedItem) -> int:

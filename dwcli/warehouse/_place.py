@@ -149,8 +149,8 @@ def _check_place(home: Path, root: Path) -> None:
         raise WarehouseError(
             f"the warehouse's files are gone: {root} does not exist",
             why=f"{home / 'place'} says that they stood there; a new container or machine does not have them",
-            hint=f"restore {root} from a backup, or begin with an empty warehouse and load it from the lake: "
-            f"rm {home / 'place'} && dw up && dw replay --all",
+            hint=f"restore {root} from a backup, or begin with an empty warehouse: "
+            f"rm {home / 'place'} && dw up && dw run --all",
         )
     first = maker(home, root)
     if first != home:

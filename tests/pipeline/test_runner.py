@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import create_engine
 
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.errors import (
@@ -22,7 +24,8 @@ from dwcli.errors import (
     SourceError,
 )
 from dwcli.events import BatchLoaded, RunFinished, SchemaChanged
-from dwcli.pipeline.record import RunOptions
+from dwcli.pipeline.record import Job, RunOptions
+from dwcli.pipeline.runner import attempt
 from dwcli.staging.writer import read_manifest, snapshots
 from tests.pipeline.runs import Source, batches, rows_of, run
 
@@ -441,6 +444,20 @@ def test_a_second_run_of_the_same_pipeline_is_told_who_holds_it(
     assert rows_of(warehouse, "select id from t") == [(1,)]
 
 
+def test_runs_that_share_an_engine_and_its_pool_follow_each_other(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    engine = create_engine(warehouse_url.replace("postgresql://", "postgresql+psycopg://", 1))
+    job = Job("s.p", "s", "s.p", batches([{"id": 1}]).connector, "q", "public", "t", lake)
+    try:
+        errors = [attempt(job, engine, RunOptions(), lambda event: None)[1] for _ in range(4)]
+    finally:
+        engine.dispose()
+
+    assert errors == [None] * 4
+    assert rows_of(warehouse, "select count(*) from t") == [(4,)]
+
+
 def test_a_run_that_died_is_marked_by_the_next(warehouse_url: str, warehouse: Any, lake: Path) -> None:
     run(warehouse_url, lake, batches([{"id": 1}]))
     warehouse.execute("update etl_audit_log set status = 'running', finished_at = null")
@@ -492,6 +509,18 @@ def test_files_of_a_run_that_never_finished_are_swept(warehouse_url: str, lake: 
     names = {path.name for path in manifest.parent.iterdir()}
     assert not [name for name in names if name.startswith(stem)]
     assert read_manifest(manifest).files[0].name in names
+
+
+def test_old_snapshots_leave_the_lake_once_they_are_loaded(warehouse_url: str, lake: Path) -> None:
+    run(warehouse_url, lake, batches([{"id": 1}]), keep=3600.0)
+    (old,) = snapshots(lake / "values" / "s.p")
+    run(warehouse_url, lake, batches([{"id": 2}]), keep=3600.0)
+    assert old.exists()
+
+    os.utime(old, (0, 0))
+    run(warehouse_url, lake, batches([{"id": 3}]), keep=3600.0)
+    assert not old.exists()
+    assert len(list(lake.rglob("*.parquet"))) == 2
 
 
 # -- positions ----------------------------------------------------------------------------------------

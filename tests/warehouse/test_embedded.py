@@ -410,7 +410,7 @@ def test_files_that_are_gone_are_missed_not_silently_replaced(project: Path) -> 
     shutil.rmtree(server.data.parent)
     error = refused(home)
     assert "files are gone" in error.message
-    assert "dw replay" in error.hint
+    assert "dw run --all" in error.hint
 
 
 def test_odd_and_long_folder_names_do_no_harm(project: Path) -> None:
