@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 #: Arrays and objects in each other; PostgreSQL's jsonb ends not far above.
 MAX_DEPTH = 8_000
+_SPACE = re.compile(rb"[ \t\r\n]")
 _WHITESPACE = b" \t\r\n"
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _LONE_SURROGATE = re.compile(
@@ -365,7 +366,7 @@ def _text(value: bytes) -> bytes:
 
 def _compact(value: bytes) -> bytes:
     """JSON without the whitespace between its tokens, which stay as they are spelled."""
-    if not any(space in value for space in (b" ", b"\n", b"\t", b"\r")):
+    if not _SPACE.search(value):
         return value
     import msgspec
 
