@@ -41,8 +41,8 @@ def read_parquet(source: Source, options: Options) -> Iterator[Frame]:
                 if not rows:
                     empty = [pa.array([], field.type) for field in file.schema_arrow]
                     yield _frame(source.name, names, empty, options)
-        except KeyError as error:  # from a map, by its strict reading
-            raise SourceData(f"{source.name}: a map has a key twice", why=str(error)[:40]) from None
+        except KeyError:  # from a map, by its strict reading; it names the key, which is data
+            raise SourceData(f"{source.name}: a map has a key twice") from None
         except (pa.ArrowException, OSError) as error:
             raise SourceData(
                 f"{source.name} cannot be read as Parquet",
