@@ -42,8 +42,6 @@ Kind = Literal[
 
 #: Bytes that must follow the last row in a buffer, so that a gather never leaves it.
 SLACK = 64
-#: A shift by 64 has no meaning, so it is made of a shift by one and a shift by 63 less something.
-ONE, WIDEST = np.uint64(1), np.uint64(63)
 
 DTYPES: Mapping[Kind, Any] = {
     "int2": pl.Int16,
@@ -130,26 +128,18 @@ def decode(
 
 
 def _gather(buffer: bytearray, at: Ints, dtype: Any) -> Ints:
-    """What stands at each of these byte positions, which need not be aligned."""
+    """What stands at each of these byte positions, which need not be aligned.
+
+    It is moved as plain bytes and named afterwards: numpy would take typed values off an odd place singly.
+    """
     kind = np.dtype(dtype)
-    words = _octets(buffer, at, -(-kind.itemsize // 8))
-    return np.ndarray((len(at),), kind, words, 0, (words.strides[0],))
+    places = np.ndarray((len(buffer) - kind.itemsize + 1,), f"V{kind.itemsize}", buffer, 0, (1,))
+    return places[at].view(kind)
 
 
 def _octets(buffer: bytearray, at: Ints, count: int) -> Ints:
-    """The 8 · count bytes that begin at each of these positions: uint64[positions, count].
-
-    Aligned words are read and shifted together: several times as fast as reading unaligned values.
-    """
-    words = np.frombuffer(buffer, "<u8", len(buffer) // 8)
-    place, shift = at >> 3, ((at & 7) << 3).astype(np.uint64)
-    found = np.empty((len(at), count), "<u8")
-    low = words[place]
-    for number in range(count):
-        high = words[place + (number + 1)]
-        found[:, number] = (low >> shift) | ((high << ONE) << (WIDEST - shift))
-        low = high
-    return found
+    """The 8 · count bytes that begin at each of these positions: uint64[positions, count]."""
+    return _gather(buffer, at, f"V{8 * count}").view("<u8").reshape(-1, count)
 
 
 def _column(buffer: bytearray, at: Ints, field: Field, timezone: str) -> tuple[pl.Series, Ints]:

@@ -18,7 +18,7 @@ from dwcli.events import BatchLoaded, BatchRead, BatchStaged, StageStarted
 from dwcli.pipeline.record import Run, tell_changes
 from dwcli.staging.audit import merged_counts
 from dwcli.staging.frames import Types, item_frame
-from dwcli.staging.loader import end_rows, load_frame
+from dwcli.staging.loader import complete_rows, load_frame
 from dwcli.staging.plan import Load
 from dwcli.staging.writer import file_stem, open_snapshot, partition, staged_file, write_frame
 
@@ -46,7 +46,7 @@ def pump(run: Run, result: IngestionResult, load: Load) -> None:
             run.seconds["load"] += time.monotonic() - began
             run.emit(BatchLoaded(job.pipeline, rows))
             tell_changes(run, load)
-    end_rows(load)
+    complete_rows(load)
     load.replaces.extend(run.replaces)
     run.values_changed = merged_counts([run.values_changed, load.values_changed])
     if not run.rows_read == sum(file.rows for file in run.files) == load.rows:

@@ -140,12 +140,11 @@ def _send(running: OpenCopy, frame: pl.DataFrame) -> None:
 
 def _encoded(running: OpenCopy, frame: pl.DataFrame) -> Iterator[bytes]:
     """A frame in PostgreSQL's binary COPY form, in parts of SLICE_ROWS rows."""
-    for start in range(0, frame.height, SLICE_ROWS):
-        for batch in _arrow(frame.slice(start, SLICE_ROWS), running.wire).to_batches():
-            if running.encoder is None:
-                running.encoder = _encoder(batch.schema, running.wire)
-                yield running.encoder.write_header()
-            yield running.encoder.write_batch(batch)
+    for batch in _arrow(frame, running.wire).to_batches(SLICE_ROWS):
+        if running.encoder is None:
+            running.encoder = _encoder(batch.schema, running.wire)
+            yield running.encoder.write_header()
+        yield running.encoder.write_batch(batch)
 
 
 def end_copy(running: OpenCopy | None) -> None:

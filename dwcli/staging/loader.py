@@ -31,6 +31,7 @@ from dwcli.staging.copying import abandon_copy, copy_frame, create_temporary, en
 from dwcli.staging.dw_schema import (
     ADDED_COLUMNS,
     Table,
+    add_run_columns,
     canonical,
     ensure_catalogue,
     ensure_table,
@@ -151,21 +152,21 @@ def load_frame(load: Load, frame: pl.DataFrame, declared: Types, label: str, ing
     _widen_sink(load, types, frame)
     assert load.sink is not None
     if frame.height:
-        _copy_labelled(load, load.sink, frame, frame_types(frame, declared), label, ingested_at)
+        load.ingested_at = load.ingested_at or ingested_at
+        _copy_labelled(load, load.sink, frame, frame_types(frame, declared), label)
     load.rows += frame.height
     log.info("loaded %d rows from %s", frame.height, label)
     return frame.height
 
 
-def _copy_labelled(
-    load: Load, sink: Table, frame: pl.DataFrame, have: Types, label: str, ingested_at: datetime
-) -> None:
+def _copy_labelled(load: Load, sink: Table, frame: pl.DataFrame, have: Types, label: str) -> None:
     """COPY a batch under the sink's names, with where and when its rows came from."""
     lineage = {
         "_source_file": pl.lit(label),
-        "_ingested_at": pl.lit(ingested_at, dtype=pl.Datetime("us", "UTC")),
+        "_ingested_at": pl.lit(load.ingested_at, dtype=pl.Datetime("us", "UTC")),
         "_run_id": pl.lit(load.plan.run_id, dtype=pl.String),
     }
+    lineage = {column: value for column, value in lineage.items() if column in sink.columns}
     names = {column: sink.names[column] for column in frame.columns}
     types = {names[column]: kind for column, kind in have.items()}
     types |= {column: ADDED_COLUMNS[column] for column in lineage}
@@ -188,8 +189,16 @@ def _widen_sink(load: Load, types: Types, frame: pl.DataFrame) -> None:
         load.target = load.sink = _ensure_target(load, types, frame)
 
 
+def complete_rows(load: Load) -> None:
+    """After the last row: the sink is whole, and the session is free for other statements."""
+    end_rows(load)
+    if load.sink is not None and load.sink.created:
+        at = load.ingested_at or datetime.now(UTC)
+        load.target = load.sink = add_run_columns(load.connection, load.sink, at, load.plan.run_id)
+
+
 def end_rows(load: Load) -> None:
-    """Let the server take the last row, so that the session is free for other statements."""
+    """Let the server take the rows so far, so that the session is free for other statements."""
     running, load.copying = load.copying, None
     end_copy(running)
 
@@ -207,7 +216,9 @@ def _ensure_target(load: Load, types: Types, frame: pl.DataFrame | None) -> Tabl
     plan = load.plan
     if load.target is None or load.plan.contract == "evolve":
         if load.target is None:
-            table, changes = ensure_table(load.connection, load.schema, load.table, types, frame, plan.run_id)
+            table, changes = ensure_table(
+                load.connection, load.schema, load.table, types, frame, plan.run_id, complete=False
+            )
         else:
             table, changes = evolve(load.connection, load.target, types, frame, plan.run_id)
         load.changes += changes
@@ -242,7 +253,7 @@ def _create_stage(load: Load, types: Types) -> Table:
 
 def finish_load(load: Load) -> Counts:
     """Bring what has arrived into the target, by the plan's write disposition. Nothing is committed."""
-    end_rows(load)
+    complete_rows(load)
     with refusals(load.target or Table(load.schema, load.table)):
         load.deleted += _delete_replaced(load)
         if load.sink is None:

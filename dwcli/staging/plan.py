@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import psycopg
 
@@ -47,6 +48,8 @@ class Load:
     changes: list[Change] = field(default_factory=list)
     values_changed: dict[str, int] = field(default_factory=dict)
     replaces: list[Mapping[str, str]] = field(default_factory=list)
+    #: when the first of its rows was read
+    ingested_at: datetime | None = None
     #: stays open from batch to batch: a COPY for each costs the server a tenth more
     copying: OpenCopy | None = None
 

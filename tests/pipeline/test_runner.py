@@ -297,6 +297,22 @@ def test_a_column_without_values_takes_the_type_of_the_first_value(
     ]
 
 
+def test_the_rows_of_a_first_load_say_where_they_come_from(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    first = run(warehouse_url, lake, batches([{"id": 1}], [{"id": 2, "new": "x"}])).result["run_id"]
+    second = run(warehouse_url, lake, batches([{"id": 3}])).result["run_id"]
+
+    said = "select id, _run_id, _ingested_at is not null, _loaded_at is not null from t order by id"
+    assert rows_of(warehouse, said) == [
+        (1, first, True, True),
+        (2, first, True, True),
+        (3, second, True, True),
+    ]
+    warehouse.execute("insert into t (id) values (4)")
+    assert rows_of(warehouse, "select _run_id, _ingested_at from t where id = 4") == [(None, None)]
+
+
 def test_new_columns_are_added_and_old_rows_have_none(warehouse_url: str, warehouse: Any, lake: Path) -> None:
     run(warehouse_url, lake, batches([{"id": 1}]))
     run(warehouse_url, lake, batches([{"id": 2, "Neu & Groß": "x"}]))
@@ -304,6 +320,7 @@ def test_new_columns_are_added_and_old_rows_have_none(warehouse_url: str, wareho
     assert rows_of(warehouse, "select id, neu_groß from t order by id") == [(1, None), (2, "x")]
     assert rows_of(warehouse, "select change from etl_schema_history order by id") == [
         ("new table t",),
+        ("where and when its rows came from",),
         ("new column neu_groß (text)",),
     ]
 
