@@ -14,6 +14,8 @@ def main() -> None:
 
         sys.stdout.write(answer(shell, sys.argv[1:]))
         return
+    # Arrow's allocator would take its memory in huge pages, half of them never used: some 60 MB.
+    os.environ.setdefault("MIMALLOC_ARENA_EAGER_COMMIT", "0")
     from dwcli.cli.app import main as run
 
     sys.exit(run(sys.argv[1:]))

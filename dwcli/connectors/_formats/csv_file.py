@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _HEAD_BYTES = 256 * 1024
+#: Arrow would read 32 blocks before the first is asked for. It waits so long for a block to be taken, at most:
+#: a row may span blocks.
+_BLOCKS_AHEAD = 3
+_PATIENCE_SECONDS = 0.5
 #: Records that are looked at to find out the delimiter and the header.
 _HEAD_RECORDS = 100
 _DELIMITERS = (",", "\t", ";", "|")
@@ -93,10 +98,12 @@ def _batches(
 
     ragged: list[Any] = []
     quotes = 0
+    ahead = threading.Semaphore(_BLOCKS_AHEAD)
 
-    def count_quotes(chunk: bytes) -> None:
+    def receive(chunk: bytes) -> None:
         nonlocal quotes
-        quotes += chunk.count(quote)
+        quotes += chunk.count(quote) if quote else 0
+        ahead.acquire(timeout=_PATIENCE_SECONDS)
 
     def keep(row: Any) -> str:
         ragged.append(row)
@@ -106,7 +113,7 @@ def _batches(
     many = len(dialect.names) > 1
     with source.open() as raw, reading(source.name):
         text = as_utf8(raw, dialect.encoding)
-        stream = watched(text, count_quotes) if quote else text
+        stream = watched(text, receive)
         try:
             reader = arrow_csv.open_csv(
                 stream,
@@ -115,7 +122,7 @@ def _batches(
                     column_names=list(dialect.names),
                     skip_rows=dialect.skip,
                     skip_rows_after_names=int(dialect.header),
-                    use_threads=source.size > block,
+                    use_threads=False,
                 ),
                 arrow_csv.ParseOptions(
                     delimiter=dialect.delimiter,
@@ -133,6 +140,7 @@ def _batches(
                 ),
             )
             for batch in reader:
+                ahead.release()
                 if skip_rows >= batch.num_rows:
                     skip_rows -= batch.num_rows
                 elif batch.num_rows:

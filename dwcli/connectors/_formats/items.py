@@ -80,7 +80,7 @@ def read_listed(
             with local(file) as path:
                 for frame in read_file(path, file.name, options, seen):
                     kept = within(frame, cursor)
-                    merged = None if again and not number else _joined(held, kept, options.batch_bytes // 2)
+                    merged = None if again and not number else _joined(held, kept, options.batch_bytes)
                     if held.frames and merged is None:
                         yield _item(held, position)
                         held = _Held()

@@ -106,14 +106,14 @@ def type_texts(texts: pa.Array, so_far: Kind, timezone: str = "UTC") -> tuple[pa
         return pa.nulls(len(texts), arrow_type(so_far)), so_far
     values = texts.drop_null() if texts.null_count else texts
     kind = so_far
-    for value in values[:_SAMPLE].to_pylist():
+    # a known kind is tried at once: what it does not hold goes to the next wider one below
+    for value in values[:_SAMPLE].to_pylist() if so_far in ("", "naive") else ():
         kind = join(kind, kind_of(value), timezone)
-    if so_far == "double" and kind == "numeric":
-        kind = "double"  # what is loaded is a double; its cast to numeric would lose digits
     while kind != "text":
         typed = _parse(texts, values, kind, timezone)
         if typed is not None:
             return typed, kind
+        # doubles that are loaded stay what they are: their cast to numeric would lose digits
         kind = "text" if so_far == "double" else _WIDER.get(kind, "text")
         kind = join(kind, so_far, timezone)
     return texts, "text"
