@@ -102,7 +102,8 @@ def _batches(
 
     def receive(chunk: bytes) -> None:
         nonlocal quotes
-        quotes += chunk.count(quote) if quote else 0
+        if quote and quote in chunk:  # looking is twenty times as fast as counting
+            quotes += chunk.count(quote)
         ahead.acquire(timeout=_PATIENCE_SECONDS)
 
     def keep(row: Any) -> str:
