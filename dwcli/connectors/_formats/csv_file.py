@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _HEAD_BYTES = 256 * 1024
-#: Arrow would read 32 blocks before the first is asked for. It waits so long for a block to be taken, at most:
+#: Arrow would read 32 blocks before the first is asked for. It waits for one to be taken, but not for ever:
 #: a row may span blocks.
 _BLOCKS_AHEAD = 3
 _PATIENCE_SECONDS = 0.5
