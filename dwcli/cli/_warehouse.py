@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dwcli.errors import UsageError
+from dwcli.cli.settings import settings
+from dwcli.errors import ProjectMissing, UsageError
 from dwcli.references import environment
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dwcli.project import Project
 
 
@@ -25,6 +25,30 @@ def warehouse_url_for(project: Project, explicit: str | None = None) -> str:
         return url
     home = server_home(project)
     return embedded.url(embedded.running(home) or embedded.start(home))
+
+
+def warehouse_anywhere(explicit: str | None = None) -> tuple[str, str]:
+    """(URL, schema) of the warehouse: of the project that we stand in, else of the environment.
+
+    explicit: the value of --warehouse; with a URL, no project is looked for. Without a project, DW_URL or
+    DW_HOST… may also stand in `.env` here. Raises UsageError when nothing says where the warehouse is.
+    """
+    from dwcli.project import load_project
+    from dwcli.warehouse import resolve_url
+
+    known = environment(Path(".env"))
+    if explicit and explicit != "embedded":
+        return resolve_url(explicit, known, None), "public"
+    try:
+        project = load_project(settings().project)
+    except ProjectMissing:
+        if not (known.get("DW_URL") or known.get("DW_HOST")):
+            raise UsageError(
+                "no warehouse is given, and there is no project here to take it from",
+                hint="--warehouse postgresql://…, or set DW_URL, also in .env here",
+            ) from None
+        return resolve_url(None, known, None), "public"
+    return warehouse_url_for(project), project.config.schema_
 
 
 def server_home(project: Project) -> Path:

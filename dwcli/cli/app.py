@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,7 +61,7 @@ ALIASES = {
 }
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 something failed; 2 nothing was done (usage, config, a missing answer); "
-    "130 Ctrl-C; 143 stopped."
+    "130 Ctrl-C; 143 or 129 stopped."
 )
 
 
@@ -200,7 +201,7 @@ def _global_flags() -> list[inspect.Parameter]:
 
 def main(argv: list[str]) -> int:
     """Do what a command line says; the exit code. Every error ends here, told once."""
-    signal.signal(signal.SIGTERM, _stop)
+    _stop_on_signals()
     try:
         given, rest = take_globals(argv, _valued_flags(argv))
     except UsageError as error:
@@ -403,10 +404,19 @@ def _root() -> Path | None:
     return next((p for p in (start, *start.parents) if (p / "dw.yaml").is_file()), None)
 
 
+def _stop_on_signals() -> None:
+    """SIGTERM and SIGHUP (a terminal that went away) end `dw`; under nohup SIGHUP stays ignored."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
 def _stop(number: int, frame: object) -> None:
-    """SIGTERM ends `dw` the orderly way: blocks are left, files are closed, the cursor comes back."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h")
+    """End `dw` the orderly way: blocks are left, files are closed, the cursor comes back."""
+    with suppress(OSError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")
     raise SystemExit(128 + number)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import typer
 
 from dwcli.cli._output import result_wanted, tell, tell_next
 from dwcli.cli.settings import can_animate, can_ask, settings
-from dwcli.errors import AnswerMissing, DwError, ProjectMissing, RunStopped, UsageError
+from dwcli.errors import AnswerMissing, DwError, RunStopped, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,13 +259,14 @@ class OneQuery:
 
 
 def _run_one_query(one: OneQuery, warehouse: str | None, progress: PROGRESS) -> None:
+    from dwcli.cli._warehouse import warehouse_anywhere
     from dwcli.events import Event, RunFinished
     from dwcli.pipeline import run_pipeline
     from dwcli.render.console import print_json
     from dwcli.warehouse import make_engine
 
     results: list[Mapping[str, Any]] = []
-    engine = make_engine(_warehouse_anywhere(warehouse))
+    engine = make_engine(warehouse_anywhere(warehouse)[0])
     try:
         with listening(progress, 1) as show:
 
@@ -296,25 +296,3 @@ def _run_one_query(one: OneQuery, warehouse: str | None, progress: PROGRESS) -> 
             print_json(results[0])
     if results and results[0]["status"] != "success":
         raise typer.Exit(1)
-
-
-def _warehouse_anywhere(given: str | None) -> str:
-    """--warehouse, else DW_URL or DW_HOST…, else the warehouse of the project that we stand in."""
-    from dwcli.project import load_project
-    from dwcli.references import environment
-    from dwcli.warehouse import resolve_url
-
-    if given or os.environ.get("DW_URL") or os.environ.get("DW_HOST"):
-        url = resolve_url(given, environment(Path(".env")), None)
-        if url != "embedded":
-            return url
-    try:
-        project = load_project(settings().project)
-    except ProjectMissing:
-        raise UsageError(
-            "no warehouse is given, and there is no project here to take it from",
-            hint="--warehouse postgresql://…, or set DW_URL",
-        ) from None
-    from dwcli.cli._warehouse import warehouse_url_for
-
-    return warehouse_url_for(project)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ import typer
 
 from dwcli.cli._output import result_wanted, tell
 from dwcli.cli.settings import settings
-from dwcli.errors import ConnectionFailed, DwError, ProjectMissing, UsageError
+from dwcli.errors import ConnectionFailed, DwError, UsageError
 
 if TYPE_CHECKING:
     from dwcli.connectors import Connector
@@ -84,26 +83,11 @@ def _test_file(path: Path) -> dict[str, Any]:
 
 
 def _test_warehouse() -> dict[str, Any]:
+    from dwcli.cli._warehouse import warehouse_anywhere
     from dwcli.warehouse import check, mask_url
 
-    url, schema = _warehouse()
+    url, schema = warehouse_anywhere()
     return _collect(WAREHOUSE, mask_url(url), lambda: check(url, schema))
-
-
-def _warehouse() -> tuple[str, str]:
-    """The warehouse's URL, and the schema that the project loads into."""
-    from dwcli.cli._warehouse import warehouse_url_for
-    from dwcli.project import load_project
-    from dwcli.warehouse import resolve_url
-
-    try:
-        project = load_project(settings().project)
-    except ProjectMissing:
-        url = resolve_url(None, os.environ, None)
-        if url == "embedded":
-            raise
-        return url, "public"
-    return warehouse_url_for(project), project.config.schema_
 
 
 def _collect(name: str, about: str, run: Callable[[], Iterator[Check]]) -> dict[str, Any]:

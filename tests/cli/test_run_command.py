@@ -111,7 +111,9 @@ def test_one_query_runs_without_a_project(dw, shop, tmp_path, warehouse_url, war
     done = dw(*words, "--warehouse", warehouse_url, cwd=tmp_path)
     assert (done.returncode, json.loads(done.stdout)["rows_loaded"]) == (0, 2), done.stderr
     assert dw(*words, cwd=tmp_path, DW_URL=warehouse_url).returncode == 0
-    assert warehouse.execute("select count(*) from t").fetchone() == (4,)
+    (tmp_path / ".env").write_text(f"DW_URL={warehouse_url}\n", "utf-8")
+    assert dw(*words, cwd=tmp_path).returncode == 0
+    assert warehouse.execute("select count(*) from t").fetchone() == (6,)
 
 
 def test_one_query_that_fails_prints_its_result_and_exits_1(dw, shop, tmp_path, warehouse_url):
@@ -166,7 +168,10 @@ def test_pipelines_can_be_picked(terminal, warehouse: psycopg.Connection):
     assert warehouse.execute("select count(*) from orders").fetchone() == (100,)
 
 
-def test_a_killed_terminal_run_gives_the_cursor_back_and_its_result(terminal, shop: Path, warehouse):
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_killed_terminal_run_gives_the_cursor_back_and_its_result(
+    terminal, shop: Path, warehouse, stop: signal.Signals, code: int
+):
     warehouse.execute("create table customers (id bigint, name text)")
     with warehouse.transaction():
         warehouse.execute("lock table customers in access exclusive mode")
@@ -174,11 +179,24 @@ def test_a_killed_terminal_run_gives_the_cursor_back_and_its_result(terminal, sh
             shell=f"exec {sys.executable} -m dwcli run customers --progress bars --json > out.json"
         )
         child.expect("shop.customers")
-        child.kill(signal.SIGTERM)
+        child.kill(stop)
         child.expect(pexpect.EOF)
     child.wait()
-    assert child.exitstatus == 143
+    assert child.exitstatus == code
     assert "was rolled back" in child.before
     assert child.before.rfind("\x1b[?25h") > child.before.rfind("\x1b[?25l")
     result = json.loads((shop / "out.json").read_text("utf-8"))
     assert (result["status"], result["error"]["code"]) == ("failure", "DW-STOPPED")
+
+
+def test_a_run_whose_terminal_goes_away_is_rolled_back_and_audited(terminal, warehouse):
+    warehouse.execute("create table customers (id bigint, name text)")
+    with warehouse.transaction():
+        warehouse.execute("lock table customers in access exclusive mode")
+        child = terminal(shell=f"exec {sys.executable} -m dwcli run customers --progress bars")
+        child.expect("shop.customers")
+        child.close(force=False)
+        child.wait()
+    row = warehouse.execute("select status, error_code from etl_audit_log").fetchone()
+    assert row == ("failure", "DW-STOPPED")
+    assert warehouse.execute("select count(*) from customers").fetchone() == (0,)
