@@ -132,9 +132,9 @@ def run(
         if not stopped.results:
             raise
         tell(stopped.message)
-        _report(project, stopped.results, alone)
+        report(project, stopped.results, alone)
         raise typer.Exit(stopped.exit_code) from None
-    _report(project, results, alone)
+    report(project, results, alone)
     if any(result["status"] != "success" for result in results):
         raise typer.Exit(1)
 
@@ -217,7 +217,7 @@ def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
         yield emit
 
 
-def _report(project: Project, results: Sequence[Mapping[str, Any]], alone: bool) -> None:
+def report(project: Project, results: Sequence[Mapping[str, Any]], alone: bool) -> None:
     """Everything after the run: the JSON result, the local record, what to do next."""
     from dwcli.cli._record import write_last
     from dwcli.render.console import print_json

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dwcli.pipeline.project import run_project
+from dwcli.pipeline.project import job_of, run_project
 from dwcli.pipeline.record import RunOptions
 from dwcli.pipeline.runner import run_pipeline
 
-__all__ = ["RunOptions", "run_pipeline", "run_project"]
+__all__ = ["RunOptions", "job_of", "run_pipeline", "run_project"]

@@ -12,6 +12,7 @@ from dwcli.errors import SourceData, UsageError
 from dwcli.events import Notice
 from dwcli.pipeline.record import Run
 from dwcli.staging.dw_schema import PROVISIONAL, Table, base_type, type_sql
+from dwcli.staging.loader import leave_out_nulls
 from dwcli.staging.plan import Load, LoadPlan
 from dwcli.staging.state import State, wider_cursor
 
@@ -129,11 +130,11 @@ def _highest(run: Run, load: Load, table: Table, column: str, kind: str) -> str 
     if future:
         run.emit(Notice(run.job.pipeline, f"{future:,} rows lie in the future; they do not move the cursor"))
     if without:
-        _apply_null_policy(run, load, table, name, int(without))
+        _apply_null_policy(run, load, int(without))
     return None if highest is None else str(highest)
 
 
-def _apply_null_policy(run: Run, load: Load, table: Table, name: sql.Identifier, without: int) -> None:
+def _apply_null_policy(run: Run, load: Load, without: int) -> None:
     policy = run.job.cursor_nulls
     if policy == "error":
         raise SourceData(
@@ -141,12 +142,8 @@ def _apply_null_policy(run: Run, load: Load, table: Table, name: sql.Identifier,
             why="a cursor cannot tell whether they are new",
             hint="choose another cursor:, or say cursor_nulls: include (or exclude) in the source file",
         )
-    if policy == "exclude":
-        load.connection.execute(
-            sql.SQL("delete from {} where {} is null and _run_id = {}").format(
-                table.identifier, name, sql.Literal(run.id)
-            )
-        )
-        load.rows -= without
+    if policy == "exclude" and run.job.cursor:
+        run.nulls_left_out = run.job.cursor
+        leave_out_nulls(load, run.job.cursor)
         run.values_changed[f"{run.job.cursor}: rows without a value left out"] = without
     run.emit(Notice(run.job.pipeline, f"{without:,} rows have no value in {run.job.cursor}: {policy}d"))

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
+import psycopg
 from sqlalchemy import Connection
 
 from dwcli.errors import DwError
 from dwcli.events import Notice
 from dwcli.log import get_logger
-from dwcli.pipeline.record import Run
+from dwcli.pipeline.record import Job, Run
 from dwcli.staging.dw_schema import raw
-from dwcli.staging.loader import finish_load, load_file, open_load
-from dwcli.staging.plan import LoadPlan
+from dwcli.staging.loader import complete_rows, finish_load, leave_out_nulls, load_file, open_load
+from dwcli.staging.plan import Counts, LoadPlan
 from dwcli.staging.state import State, loaded_snapshots, write_receipt, write_state
 from dwcli.staging.writer import Manifest, check_file, read_manifest, snapshots
 
 log = get_logger(__name__)
+
+
+def plan_of(manifest: Manifest, job: Job) -> LoadPlan:
+    """How a snapshot met the table when it was read, with the pipeline's overrides of today."""
+    return LoadPlan(
+        write=manifest.write,  # type: ignore[arg-type]  # as it was validated when it was written
+        key=manifest.key,
+        cursor=manifest.cursor,
+        boundary=manifest.cursor_from if manifest.write == "append" else None,
+        run_id=manifest.run_id,
+        overrides=job.columns,
+        contract=job.contract,
+        fresh=manifest.fresh,
+    )
+
+
+def load_snapshot(connection: psycopg.Connection, path: Path, manifest: Manifest, plan: LoadPlan) -> Counts:
+    """Load a snapshot's files, in the caller's transaction. path: of its manifest.
+
+    Raises LakeError where a file is missing or a byte of one has changed.
+    """
+    read_at = datetime.fromisoformat(manifest.ingested_at) if manifest.ingested_at else None
+    with open_load(connection, manifest.schema, manifest.table, plan) as load:
+        load.ingested_at = read_at
+        for staged in manifest.files:
+            file = check_file(path.parent, staged)
+            load_file(load, file, file.name)
+        complete_rows(load)
+        leave_out_nulls(load, manifest.nulls_left_out)
+        load.replaces.extend(manifest.replaces)
+        return finish_load(load)
 
 
 def load_pending(run: Run, data: Connection, folder: Path) -> None:
@@ -43,22 +76,7 @@ def load_pending(run: Run, data: Connection, folder: Path) -> None:
 
 def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, name: str) -> None:
     job = run.job
-    files = [check_file(path.parent, staged) for staged in manifest.files]
-    plan = LoadPlan(
-        write=manifest.write,  # type: ignore[arg-type]  # as it was validated when it was written
-        key=manifest.key,
-        cursor=manifest.cursor,
-        boundary=manifest.cursor_from if manifest.write == "append" else None,
-        run_id=manifest.run_id,
-        overrides=job.columns,
-        contract=job.contract,
-        fresh=manifest.fresh,
-    )
-    with open_load(raw(data), manifest.schema, manifest.table, plan) as load:
-        for file in files:
-            load_file(load, file, file.name)
-        load.replaces.extend(manifest.replaces)
-        counts = finish_load(load)
+    counts = load_snapshot(raw(data), path, manifest, plan_of(manifest, job))
     state = State(manifest.cursor, manifest.cursor_to, manifest.cursor_type, manifest.position)
     write_state(raw(data), job.pipeline, manifest.run_id, state)
     write_receipt(
@@ -67,7 +85,7 @@ def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, n
         job.pipeline,
         f"{manifest.schema}.{manifest.table}",
         name,
-        len(files),
+        len(manifest.files),
         manifest.rows,
         counts.rows,
         manifest.cursor_from,
@@ -77,7 +95,7 @@ def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, n
         "update etl_audit_log set status = 'success', rows_loaded = %s, rows_read = %s, parquet_files = %s,"
         " rows_inserted = %s, rows_updated = %s, finished_at = now(), error_code = null, error_message ="
         " 'died before its COMMIT; loaded from the lake by the next run' where run_id = %s",
-        (counts.rows, manifest.rows, len(files), counts.inserted, counts.updated, manifest.run_id),
+        (counts.rows, manifest.rows, len(manifest.files), counts.inserted, counts.updated, manifest.run_id),
     )
     data.commit()
     run.healed.append(manifest.run_id)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dwcli.connectors import Connector, create_connector
+from dwcli.connectors import Connector, create_connector, resolve_name
 from dwcli.contract import BATCH_BYTES
 from dwcli.errors import RunStopped
 from dwcli.events import Emit
@@ -81,6 +81,7 @@ def job_of(project: Project, pipeline: Pipeline, jobs: int = 1) -> Job:
         schema=pipeline.schema,
         table=pipeline.target,
         lake=project.lake,
+        protocol=resolve_name(pipeline.source.protocol),
         write=config.write,
         key=tuple(config.key),
         cursor=config.cursor,

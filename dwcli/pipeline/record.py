@@ -59,6 +59,8 @@ class Job:
     schema: str
     table: str
     lake: Path
+    #: known without making the connector, which may need secrets; "" where only it knows
+    protocol: str = ""
     write: WriteDisposition = "append"
     key: tuple[str, ...] = ()
     cursor: str | None = None
@@ -95,6 +97,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=lambda: {"extract": 0.0, "stage": 0.0, "load": 0.0})
     schema_changes: list[str] = field(default_factory=list)
     values_changed: dict[str, int] = field(default_factory=dict)
+    #: the column whose NULL rows were left out, by the pipeline's policy
+    nulls_left_out: str = ""
     secrets: list[str] = field(default_factory=list)
     snapshot: str | None = None
     marker: Path | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ from dwcli.staging import (
 from dwcli.staging.audit import mark_interrupted
 from dwcli.staging.dw_schema import ensure_catalogue, is_postgres, raw
 from dwcli.staging.loader import finish_load, open_load
-from dwcli.staging.plan import Counts, Load, LoadPlan
+from dwcli.staging.plan import Counts, Load
 from dwcli.staging.state import (
     State,
     ensure_state_tables,
@@ -116,18 +116,23 @@ def run_pipeline(
     return result
 
 
+#: What a run does while it holds the pipeline, from its first row to COMMIT.
+Work = Callable[[Run, Connection], None]
+
+
 def attempt(
-    job: Job, engine: Engine, options: RunOptions, emit: Emit
+    job: Job, engine: Engine, options: RunOptions, emit: Emit, work: Work | None = None
 ) -> tuple[dict[str, Any], BaseException | None]:
     """Run a job once. Returns its result, and the error if it failed: nothing is raised.
 
     The table is then as it was, and etl_audit_log says why (where the warehouse can be reached).
+    work: something else than to read, stage and load (`replay`).
     """
     run = Run(job, options, emit)
     error: BaseException | None = None
     try:
         if is_postgres(engine):
-            _run_to_postgres(run, engine)
+            _run_to_postgres(run, engine, work or _load_and_commit)
         else:
             _run_plainly(run, engine)
     except BaseException as caught:
@@ -146,7 +151,7 @@ class _SourceAnsweredFailure(SourceError):
 # -- the run, in PostgreSQL ---------------------------------------------------------------------------
 
 
-def _run_to_postgres(run: Run, engine: Engine) -> None:
+def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
     with contextlib.ExitStack() as stack:
         run.warehouse_id = _prepare(engine)
         data = stack.enter_context(engine.connect())
@@ -156,7 +161,7 @@ def _run_to_postgres(run: Run, engine: Engine) -> None:
         mark_interrupted(raw(control), run.job.pipeline)
         audit(run, control, "running")
         try:
-            _load_and_commit(run, data)
+            work(run, data)
         except BaseException as error:
             _undo(run, data)
             if run.committing and _is_committed(run, engine):
@@ -207,7 +212,7 @@ def _take_lock(run: Run, data: Connection) -> None:
 
 def _load_and_commit(run: Run, data: Connection) -> None:
     job = run.job
-    folder = source_folder(job.lake, run.protocol or _protocol(run), job.lake_name)
+    folder = lake_folder(run)
     sweep(folder)
     load_pending(run, data, folder)
     state = read_state(raw(data), job.pipeline)
@@ -223,9 +228,9 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         with open_load(raw(data), job.schema, job.table, plan) as load:
             pump(run, result, load)
             state = settle_cursor(run, load, state, cursor)
-            _complete_snapshot(run, plan, state, cursor)
+            _complete_snapshot(run, load, state, cursor)
             _finish(run, load, state, data)
-        _commit(run, data)
+        commit(run, data)
         connector.acknowledge(run.position)
     if run.marker is not None:
         run.marker.unlink(missing_ok=True)
@@ -234,9 +239,11 @@ def _load_and_commit(run: Run, data: Connection) -> None:
             forget(folder, job.lake, loaded_snapshots(raw(data), job.pipeline), job.keep)
 
 
-def _protocol(run: Run) -> str:
-    run.protocol = run.job.connector().protocol
-    return run.protocol
+def lake_folder(run: Run) -> Path:
+    """Where the snapshots of a run's pipeline are."""
+    job = run.job
+    run.protocol = run.protocol or job.protocol or job.connector().protocol
+    return source_folder(job.lake, run.protocol, job.lake_name)
 
 
 @contextlib.contextmanager
@@ -263,9 +270,9 @@ def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
 # -- the end of a run ---------------------------------------------------------------------------------
 
 
-def _complete_snapshot(run: Run, plan: LoadPlan, state: State, cursor: Cursor) -> None:
+def _complete_snapshot(run: Run, load: Load, state: State, cursor: Cursor) -> None:
     """Write the manifest. From here on the snapshot can be loaded without the source."""
-    job = run.job
+    job, plan = run.job, load.plan
     if run.marker is None or not run.files:
         return
     manifest = Manifest(
@@ -288,6 +295,8 @@ def _complete_snapshot(run: Run, plan: LoadPlan, state: State, cursor: Cursor) -
         rows=run.rows_read,
         written_at=datetime.now(UTC).isoformat(),
         values_changed=run.values_changed,
+        ingested_at=load.ingested_at.isoformat() if load.ingested_at else "",
+        nulls_left_out=run.nulls_left_out,
     )
     path = run.marker.with_name(run.marker.stem + MANIFEST)
     write_manifest(manifest, path)
@@ -319,7 +328,8 @@ def _finish(run: Run, load: Load, state: State, data: Connection) -> None:
     audit(run, data, "success")
 
 
-def _commit(run: Run, data: Connection) -> None:
+def commit(run: Run, data: Connection) -> None:
+    """COMMIT. An error from here on may come after it has happened."""
     run.committing = True
     data.commit()
     run.committing = False

@@ -248,6 +248,23 @@ def _create_stage(load: Load, types: Types) -> Table:
     return stage
 
 
+def leave_out_nulls(load: Load, source_column: str) -> int:
+    """Take out the rows of this load that have no value in a column. Returns how many.
+
+    Call it after `complete_rows`: what has not arrived cannot be taken out.
+    """
+    table = load.sink
+    if table is None or source_column not in table.names:
+        return 0
+    removed = load.connection.execute(
+        sql.SQL("delete from {} where {} is null and _run_id = {}").format(
+            table.identifier, sql.Identifier(table.names[source_column]), sql.Literal(load.plan.run_id)
+        )
+    ).rowcount
+    load.rows -= removed
+    return removed
+
+
 # -- the end of a load -----------------------------------------------------------------------------
 
 

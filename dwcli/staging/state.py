@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -133,6 +134,28 @@ def loaded_snapshots(connection: psycopg.Connection, pipeline_name: str) -> set[
     """The manifests, by path within the lake, of a pipeline's snapshots that are in the warehouse."""
     rows = connection.execute("select snapshot from etl_load where pipeline_name = %s", (pipeline_name,))
     return {row[0] for row in rows}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """That a run's snapshot is in the warehouse. `snapshot`: its manifest within the lake, "" for no rows."""
+
+    run_id: str
+    snapshot: str
+    rows_loaded: int
+    loaded_at: datetime
+
+
+def receipts(connection: psycopg.Connection, pipeline_name: str) -> list[Receipt]:
+    """A pipeline's receipts, oldest first. None where nothing has ever been loaded."""
+    if connection.execute("select to_regclass('etl_load')").fetchone() == (None,):
+        return []
+    rows = connection.execute(
+        "select run_id, snapshot, rows_loaded, loaded_at from etl_load where pipeline_name = %s"
+        " order by loaded_at, snapshot",
+        (pipeline_name,),
+    )
+    return [Receipt(*row) for row in rows]
 
 
 def was_loaded(connection: psycopg.Connection, run_id: str) -> bool:

@@ -69,6 +69,10 @@ class Manifest:
     rows: int
     written_at: str
     values_changed: Mapping[str, int] = field(default_factory=dict)
+    #: when its first row was read; loading it again says the same
+    ingested_at: str = ""
+    #: a column whose NULL rows are in the files and not in the table
+    nulls_left_out: str = ""
 
 
 def write_ingestion_result_to_parquet(

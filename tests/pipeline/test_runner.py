@@ -36,11 +36,6 @@ def day(number: int) -> datetime:
     return DAY + timedelta(days=number)
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> Path:
-    return tmp_path / "lake"
-
-
 def audit(warehouse: psycopg.Connection) -> list[tuple[Any, ...]]:
     return rows_of(warehouse, "select status, rows_loaded, error_code from etl_audit_log order by id")
 
