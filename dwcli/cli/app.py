@@ -49,6 +49,7 @@ COMMANDS = (
     Command("status", "Look"),
     Command("audit", "Look", "runs"),
     Command("query", "Look"),
+    Command("verify", "Look", "pipelines"),
     Command("up", "Warehouse"),
     Command("down", "Warehouse"),
     Command("completion", "Shell", "completion"),
