@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from dwcli import crashpoints
 from dwcli.ahead import ahead
 from dwcli.contract import IngestedItem, IngestionResult
 from dwcli.errors import CountsDiffer
@@ -67,6 +68,7 @@ def _timed(run: Run, result: IngestionResult) -> Iterator[IngestedItem]:
                 return
             finally:
                 run.seconds["extract"] += time.monotonic() - began
+            crashpoints.reached("fetch")
             yield item
     finally:
         close = getattr(iterator, "close", None)

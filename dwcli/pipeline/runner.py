@@ -22,6 +22,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from dwcli import crashpoints
 from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor
 from dwcli.errors import (
@@ -226,12 +227,17 @@ def _load_and_commit(run: Run, data: Connection) -> None:
             raise _SourceAnsweredFailure(result.error or "the source answered without success")
         _announce(run, connector, cursor)
         with open_load(raw(data), job.schema, job.table, plan) as load:
+            crashpoints.reached("begin")
             pump(run, result, load)
+            crashpoints.reached("copied")
             state = settle_cursor(run, load, state, cursor)
             _complete_snapshot(run, load, state, cursor)
             _finish(run, load, state, data)
+        crashpoints.reached("commit")
         commit(run, data)
+        crashpoints.reached("committed")
         connector.acknowledge(run.position)
+        crashpoints.reached("acknowledged")
     if run.marker is not None:
         run.marker.unlink(missing_ok=True)
     if job.keep is not None:
@@ -251,6 +257,7 @@ def _connected(run: Run) -> Iterator[Connector]:
     connector = run.job.connector()
     run.secrets = secrets_of(connector.config) if hasattr(type(connector.config), "model_fields") else []
     try:
+        crashpoints.reached("connect")
         connector.connect()
         yield connector
     finally:
@@ -264,6 +271,7 @@ def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
         with contextlib.suppress(DwError):
             resource = connector.describe(run.job.query)
             rows, size = resource.row_estimate, resource.bytes_estimate
+    crashpoints.reached("described")
     run.emit(RunStarted(run.job.pipeline, run.id, f"{run.job.schema}.{run.job.table}", rows, size))
 
 
@@ -300,6 +308,7 @@ def _complete_snapshot(run: Run, load: Load, state: State, cursor: Cursor) -> No
     )
     path = run.marker.with_name(run.marker.stem + MANIFEST)
     write_manifest(manifest, path)
+    crashpoints.reached("manifest")
     run.snapshot = str(path.relative_to(job.lake))
 
 
@@ -309,6 +318,7 @@ def _finish(run: Run, load: Load, state: State, data: Connection) -> None:
     run.emit(StageStarted(job.pipeline, "load"))
     began = time.monotonic()
     run.counts = finish_load(load)
+    crashpoints.reached("finished")
     run.seconds["load"] += time.monotonic() - began
     tell_changes(run, load)
     session = raw(data)

@@ -19,6 +19,7 @@ from pgpq.encoders import StringViewEncoderBuilder
 from pgpq.schema import Jsonb
 from psycopg import sql
 
+from dwcli import crashpoints
 from dwcli.ahead import ahead
 from dwcli.errors import KeyRefused, ValueRefused, WarehouseError
 from dwcli.staging.dw_schema import (
@@ -135,6 +136,7 @@ def _send(running: OpenCopy, frame: pl.DataFrame) -> None:
         for part in parts:
             for start in range(0, len(part), MESSAGE_BYTES):
                 running.copy.write(memoryview(part)[start : start + MESSAGE_BYTES])
+            crashpoints.reached("copy")
     running.rows += frame.height
 
 

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Connection, Engine, text
 
+from dwcli import crashpoints
 from dwcli.errors import SchemaRefused
 from dwcli.log import get_logger
 from dwcli.staging.audit import LOCK_KEY
@@ -567,6 +568,7 @@ def run_ddl(connection: psycopg.Connection, ddl: sql.SQL | sql.Composed, table: 
     """Run one DDL statement. Raises SchemaRefused with what stands in the way."""
     try:
         connection.execute(ddl)
+        crashpoints.reached("ddl")
     except psycopg.errors.LockNotAvailable as error:
         raise SchemaRefused(
             f"{table.schema}.{table.name} is in use, so its columns cannot be changed now",

@@ -24,6 +24,7 @@ from psycopg import sql
 from sqlalchemy import Connection, Engine
 from sqlalchemy import text as sql_text
 
+from dwcli import crashpoints
 from dwcli.errors import LakeError, SchemaRefused
 from dwcli.log import get_logger
 from dwcli.staging.audit import merged_counts
@@ -271,6 +272,7 @@ def leave_out_nulls(load: Load, source_column: str) -> int:
 def finish_load(load: Load) -> Counts:
     """Bring what has arrived into the target, by the plan's write disposition. Nothing is committed."""
     complete_rows(load)
+    crashpoints.during("merge")
     with refusals(load.target or Table(load.schema, load.table)):
         load.deleted += _delete_replaced(load)
         if load.sink is None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import polars as pl
 
+from dwcli import crashpoints
 from dwcli.contract import IngestedItem, IngestionResult
 from dwcli.errors import LakeError
 from dwcli.log import get_logger
@@ -125,9 +126,14 @@ def safe_part(name: str) -> str:
 def write_frame(frame: pl.DataFrame, types: Types, path: Path) -> Path:
     """Write one frame as Parquet, durable before it has its final name. Returns the path."""
     with _temporary(path) as temporary:
+        crashpoints.reached("parquet_open")
         frame.write_parquet(
             temporary, compression="zstd", compression_level=1, metadata={TYPES_KEY: json.dumps(types)}
         )
+        crashpoints.spoiled("parquet_half", temporary, 0.5)
+        crashpoints.spoiled("parquet_footer", temporary, 0.95)
+        crashpoints.reached("parquet_written")
+    crashpoints.reached("parquet_renamed")
     log.info("staged %d rows in %s", frame.height, path)
     return path
 
@@ -193,6 +199,7 @@ def write_manifest(manifest: Manifest, path: Path) -> Path:
     """Write the manifest, which makes its files a snapshot. Durable when this returns."""
     with _temporary(path) as temporary:
         temporary.write_text(json.dumps(asdict(manifest), ensure_ascii=False, indent=1), "utf-8")
+        crashpoints.reached("manifest_written")
     return path
 
 
@@ -277,6 +284,7 @@ def forget(folder: Path, lake: Path, loaded: Collection[str], seconds: float) ->
         if str(path.relative_to(lake)) in loaded and path.stat().st_mtime < oldest:
             for staged in read_manifest(path).files:
                 (path.parent / staged.name).unlink(missing_ok=True)
+                crashpoints.reached("forget")
             path.unlink()
             gone += 1
     return gone

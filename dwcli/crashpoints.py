@@ -1,0 +1,70 @@
+"""Named places where a run can be made to die at once, for the tests that prove that the next one heals.
+
+`DW_TEST_CRASH_AT=copy` kills the process (SIGKILL) when it comes to that place, `copy:3` at the third time.
+Without that variable a place costs one comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+#: In the order in which a run comes to them.
+POINTS = (
+    "connect",
+    "described",
+    "fetch",
+    "parquet_open",
+    "parquet_half",
+    "parquet_footer",
+    "parquet_written",
+    "parquet_renamed",
+    "begin",
+    "ddl",
+    "copy",
+    "copied",
+    "manifest_written",
+    "manifest",
+    "merge",
+    "finished",
+    "commit",
+    "committed",
+    "acknowledged",
+    "forget",
+)
+
+_wanted, _, _times = os.environ.get("DW_TEST_CRASH_AT", "").partition(":")
+_left = int(_times or 1)
+#: How long a statement that the server works on has been under way when its client dies.
+_UNDER_WAY_SECONDS = 0.02
+
+
+def reached(point: str) -> None:
+    """Die here, if that is wanted."""
+    if point == _wanted and _is_time():
+        _die()
+
+
+def spoiled(point: str, path: Path, keep: float) -> None:
+    """Die here with only this part of a file written."""
+    if point == _wanted and _is_time():
+        os.truncate(path, int(path.stat().st_size * keep))
+        _die()
+
+
+def during(point: str) -> None:
+    """Die while the statement that follows is under way."""
+    if point == _wanted and _is_time():
+        threading.Timer(_UNDER_WAY_SECONDS, _die).start()
+
+
+def _is_time() -> bool:
+    global _left
+    _left -= 1
+    return _left == 0
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
