@@ -103,6 +103,8 @@ class Cursor:
     end: upper bound of a backfill, or None.
     type: the PostgreSQL type of the column, when it is known from an earlier run.
     position: what the last committed item's `position` was; opaque to everyone but the connector.
+    again: rows that were given before may be given again, since they are merged by a key. A source that
+        can tell which rows were committed late gives those too, wherever their cursor stands.
     """
 
     column: str = ""
@@ -110,6 +112,7 @@ class Cursor:
     end: str | None = None
     type: str = ""
     position: Any = None
+    again: bool = False
 
 
 @dataclass(frozen=True)

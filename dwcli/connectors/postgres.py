@@ -306,6 +306,8 @@ class _Selection:
     #: the server's names of the columns' types, domains taken off
     type_names: Mapping[str, str]
     never_null: frozenset[str]
+    #: whether each row says which transaction wrote it
+    has_xmin: bool
 
 
 def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
@@ -329,6 +331,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             selection = _select(connection, query)
             statement = _copy_statement(selection, cursor, client.config.timezone).as_bytes(connection)
+            position = _open_transactions(connection) if cursor.column and cursor.again else None
             copy_out = _pgsocket.copy_out if _pgsocket.is_plain(connection) else _pgwire.copy_out
             batches = copy_out(connection, statement, client.config.batch_bytes, _pgcopy.SLACK)
             fields = [
@@ -338,7 +341,8 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
             types = {name: plan.type for name, plan in selection.columns.items() if plan.type not in PLAIN}
 
             def decoded(batch: _pgwire.Batch) -> IngestedItem:
-                return IngestedItem(_pgcopy.decode(*batch, fields, client.config.timezone), types)
+                frame = _pgcopy.decode(*batch, fields, client.config.timezone)
+                return IngestedItem(frame, types, position=position)
 
             # no name here for a batch: it would keep it in memory while the next one comes
             yield from map(decoded, batches)
@@ -355,6 +359,7 @@ def _select(connection: Session, query: str) -> _Selection:
     from dwcli.connectors import _pgcatalog, _pgwire
 
     never_null: frozenset[str] = frozenset()
+    has_xmin = False
     if SELECT.match(query):
         # A line of its own for the parenthesis: the query may end in a comment. Described alone first,
         # so that it cannot close the parenthesis itself.
@@ -369,6 +374,7 @@ def _select(connection: Session, query: str) -> _Selection:
         )
         origin = sql.SQL("{} AS source").format(table)
         never_null = _pgcatalog.never_null(connection, oid)
+        has_xmin = _has_xmin(connection, oid)
     types = _pgcatalog.source_types(connection, {(oid, modifier) for _, oid, modifier in described})
     names = [name for name, _, _ in described]
     if not names:
@@ -385,7 +391,41 @@ def _select(connection: Session, query: str) -> _Selection:
         {name: _pgcatalog.plan_of(source) for name, source in sources.items()},
         {name: source.name for name, source in sources.items()},
         never_null,
+        has_xmin,
     )
+
+
+def _has_xmin(connection: Session, oid: int) -> bool:
+    """Whether it is a table: views and foreign tables have no xmin."""
+    row = connection.execute(
+        "SELECT relkind IN ('r', 'p', 'm') FROM pg_class WHERE oid = %s", [oid]
+    ).fetchone()
+    return bool(row and row[0])
+
+
+#: The oldest transaction that may still write a row which this snapshot does not see, and whether there is
+#: any: also one without a number yet may have fixed its now() long ago. Who may not see other sessions must
+#: expect them; on a standby nobody can know.
+OPEN_TRANSACTIONS = """
+    SELECT txid_snapshot_xmin(txid_current_snapshot()),
+           pg_is_in_recovery()
+           OR txid_snapshot_xmin(txid_current_snapshot()) < txid_snapshot_xmax(txid_current_snapshot())
+           OR EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())
+           OR EXISTS (SELECT FROM pg_stat_activity
+                      WHERE pid <> pg_backend_pid() AND datname = current_database()
+                        AND (xact_start IS NOT NULL OR query = '<insufficient privilege>'))
+"""
+
+
+def _open_transactions(connection: Session) -> dict[str, str]:
+    """The place that a run leaves: the oldest open transaction, if there is one.
+
+    Its rows, and those of all transactions after it, may be committed behind the cursor. The next run reads
+    them by the number of the transaction that wrote them.
+    """
+    row = connection.execute(OPEN_TRANSACTIONS).fetchone()
+    assert row is not None
+    return {"xmin": str(row[0])} if row[1] else {}
 
 
 def _copy_statement(selection: _Selection, cursor: Cursor, timezone: str) -> sql.Composed:
@@ -421,6 +461,11 @@ def _condition(selection: _Selection, cursor: Cursor, timezone: str) -> sql.Comp
     if cursor.end is not None:
         limits.append(sql.SQL("{} < {}").format(value, bound(cursor.end)))
     within = sql.SQL(" AND ").join(limits)
+    oldest = (cursor.position or {}).get("xmin") if isinstance(cursor.position, dict) else None
+    if oldest is not None and cursor.again and cursor.end is None and selection.has_xmin:
+        # xmin is the number without its epoch, and numbers wrap: age() compares them rightly
+        late = sql.SQL("age(source.xmin) <= age({}::text::xid)").format(sql.Literal(int(oldest) % 2**32))
+        return sql.SQL("WHERE {} OR {} OR {} IS NULL").format(within, late, name)
     if cursor.column in selection.never_null:  # without the OR, an index serves
         return sql.SQL("WHERE {}").format(within)
     return sql.SQL("WHERE ({}) OR {} IS NULL").format(within, name)

@@ -36,15 +36,16 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
             hint=f"look at rows without loading them: dw preview {job.pipeline}",
         )
     fresh = options.full_refresh or bool(_trial(state))
+    again = job.write == "merge"
     if job.write == "replace" or fresh:
-        cursor = Cursor(job.cursor or "") if job.write != "replace" else Cursor()
+        cursor = Cursor(job.cursor or "", again=again) if job.write != "replace" else Cursor()
     elif options.start or options.end:
         cursor = Cursor(job.cursor or "", options.start, options.end, state.type)
     elif job.cursor and known:
         start = _behind(connection, state, job.lookback)
-        cursor = Cursor(job.cursor, start, None, state.type, state.position)
+        cursor = Cursor(job.cursor, start, None, state.type, state.position, again)
     else:
-        cursor = Cursor(job.cursor or "", position=state.position)
+        cursor = Cursor(job.cursor or "", position=state.position, again=again)
     run.cursor_from = cursor.start
     plan = LoadPlan(
         write="replace" if fresh and job.write == "append" else job.write,

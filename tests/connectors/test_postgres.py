@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -644,3 +645,44 @@ def test_a_query_that_cannot_be_described_leaves_the_session_usable(source):
 def test_decimals_are_decimals(server, source):
     server.execute("CREATE TABLE t AS SELECT 1.50::numeric(12,2) AS v")
     assert column(source, "t", "v") == [Decimal("1.50")]
+
+
+def test_a_row_that_is_committed_late_is_read_by_the_next_run(server, database, source):
+    server.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz NOT NULL)")
+    server.execute("INSERT INTO t VALUES (1, '2026-01-01')")
+    with psycopg.connect(make_conninfo(URL, dbname=database)) as slow:
+        slow.execute("INSERT INTO t VALUES (2, '2026-01-02')")
+        with slow.transaction():  # a savepoint has a number of its own
+            slow.execute("INSERT INTO t VALUES (3, '2026-01-03')")
+        server.execute("INSERT INTO t VALUES (4, '2026-01-04')")
+
+        first = list(source.fetch_data("t", Cursor("at", again=True)).items)
+        slow.commit()
+
+    assert [item.payload["id"].to_list() for item in first] == [[1, 4]]
+    reached = Cursor("at", "2026-01-04 00:00:00+00", None, "timestamptz", first[-1].position, again=True)
+    second = list(source.fetch_data("t", reached).items)
+    assert sorted(second[0].payload["id"]) == [2, 3, 4]
+    third = list(source.fetch_data("t", replace(reached, position=second[-1].position)).items)
+    assert third[0].payload["id"].to_list() == [4]
+
+
+def test_late_rows_are_not_given_twice_where_they_would_be_appended(server, database, source):
+    server.execute("CREATE TABLE t (id int PRIMARY KEY, at int NOT NULL)")
+    with psycopg.connect(make_conninfo(URL, dbname=database)) as slow:
+        slow.execute("INSERT INTO t VALUES (1, 1)")
+        server.execute("INSERT INTO t VALUES (2, 2)")
+        (item,) = source.fetch_data("t", Cursor("at")).items
+        assert item.position is None
+        slow.commit()
+    (item,) = source.fetch_data("t", Cursor("at", "2", position={"xmin": "3"})).items
+    assert item.payload["id"].to_list() == [2]
+
+
+def test_a_view_has_no_transaction_numbers_and_is_read_by_its_cursor(server, database, source):
+    server.execute("CREATE TABLE t (id int, at int); CREATE VIEW v AS SELECT * FROM t")
+    server.execute("INSERT INTO t VALUES (1, 1), (2, 2)")
+    reached = Cursor("at", "2", type="bigint", position={"xmin": "3"}, again=True)
+    for query in ("v", "select * from t"):
+        (item,) = source.fetch_data(query, reached).items
+        assert item.payload["id"].to_list() == [2]
