@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 WriteDisposition = Literal["append", "replace", "merge"]
+#: What becomes of rows that the source no longer has.
+Deletes = Literal["ignore", "soft", "hard"]
 
 #: How much memory one batch may take, in bytes, unless the config says otherwise. Some five batches
 #: are under way at once between source and warehouse.

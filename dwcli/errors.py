@@ -15,7 +15,8 @@ Every error a user can meet is one of these. It has three parts: what happened (
     ├── SourceError                   the source answered with something that cannot be used
     │   ├── ResourceMissing           the table, file or endpoint is not there
     │   ├── QueryFailed               the source refused the query
-    │   └── SourceData                the data cannot be read; carries file, line, row
+    │   ├── SourceData                the data cannot be read; carries file, line, row
+    │   └── SourceShrank              it has lost so much that it may be broken
     ├── WarehouseError                the warehouse refused something
     │   ├── ValueRefused              a value that PostgreSQL or the target column cannot hold
     │   ├── KeyRefused                NULL or missing key columns in a merge
@@ -137,6 +138,12 @@ class SourceData(SourceError):
     """The source holds data that cannot be read."""
 
     code = "DW-SOURCE-DATA"
+
+
+class SourceShrank(SourceError):
+    """The source has far fewer rows than the warehouse."""
+
+    code = "DW-SHRANK"
 
 
 class WarehouseError(DwError):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dwcli.connectors import placed
-from dwcli.contract import WriteDisposition
+from dwcli.contract import Deletes, WriteDisposition
 from dwcli.documents import Document, invalid, nearest, read_document
 from dwcli.errors import ConfigError, NameUnknown, ProjectMissing
 from dwcli.references import environment, resolve, write_private
@@ -101,6 +101,9 @@ class PipelineConfig(BaseModel):
     cursor: str | None = Field(None, description="column that tells new rows from old ones")
     cursor_nulls: Literal["error", "include", "exclude"] = Field(
         "error", description="what to do with rows whose cursor is NULL"
+    )
+    deletes: Deletes = Field(
+        "ignore", description="what becomes of rows that the source no longer has; compares all keys"
     )
     lookback: Duration | int | None = Field(None, description="read again this far behind the cursor")
     columns: dict[str, str] = Field(default_factory=dict, description="types that override inferred ones")
@@ -233,6 +236,11 @@ def _checked(config: PipelineConfig, document: Document) -> PipelineConfig:
     if config.lookback is not None and config.write != "merge":
         raise ConfigError(
             f"{document.where(['lookback'])}: 'lookback' reads rows again, so it needs write: merge and a key"
+        )
+    if config.deletes != "ignore" and config.write != "merge":
+        raise ConfigError(
+            f"{document.where(['deletes'])}: 'deletes' compares keys, so it needs write: merge and a key",
+            hint="a replace leaves no deleted row behind",
         )
     if config.lookback is not None and not config.cursor:
         raise ConfigError(f"{document.where(['lookback'])}: 'lookback' needs a cursor")

@@ -43,6 +43,9 @@ def run(
         int | None, typer.Option(min=1, metavar="N", help="Stop after N rows of each pipeline.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Pipelines that run at the same time.")] = 1,
+    allow_shrink: Annotated[
+        bool, typer.Option("--allow-shrink", help="Go on though a source has lost most of its rows.")
+    ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no more after a failure.")] = False,
     progress: Annotated[PROGRESS, typer.Option(help="How to show the work, on stderr.")] = "auto",
     config: Annotated[
@@ -105,6 +108,7 @@ def run(
                 "--limit": limit,
                 "--jobs": jobs != 1,
                 "--fail-fast": fail_fast,
+                "--allow-shrink": allow_shrink,
             }
         )
         missing = [flag for flag, value in one_query.items() if value is None]
@@ -123,7 +127,7 @@ def run(
     project = load_project(settings().project)
     chosen = choose(project, names or [], every_one)
     url = warehouse_url_for(project, warehouse)
-    options = RunOptions(full_refresh, start, end, limit, jobs, fail_fast)
+    options = RunOptions(full_refresh, start, end, limit, jobs, fail_fast, allow_shrink)
     alone = len(chosen) == 1 and len(names or []) <= 1 and not every_one
     try:
         with listening(progress, len(chosen)) as emit:

@@ -10,6 +10,7 @@ A connector is a module with a few functions and no base class:
     def discover(client) -> Iterator[Resource]
     def read(client, query, cursor) -> Iterator[IngestedItem]      lazily: one item = one bounded batch
     def describe(client, query) -> Resource    one resource or query: columns, key, cursors, estimates
+    def keys(client, query, key) -> Iterator[IngestedItem]         optional: these columns of every row
     def acknowledge(client, position) -> None  optional: streams, after the warehouse has committed
     def close(client) -> None                  may be called twice; ends a read that is under way
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from dwcli.contract import Cursor, IngestionResult, Resource
+from dwcli.contract import Cursor, IngestedItem, IngestionResult, Resource
 from dwcli.documents import Document, invalid, nearest, read_document
 from dwcli.errors import ConfigError, DriverMissing, DwError, NameUnknown
 from dwcli.references import environment, resolve
@@ -68,6 +69,13 @@ class Connector:
         """Read a resource or query. The items are lazy: iterating them is the reading."""
         items = self.module.read(self.client, query, cursor or Cursor())
         return IngestionResult(success=True, protocol=self.protocol, items=items)
+
+    def keys(self, query: str, key: Sequence[str]) -> Iterator[IngestedItem]:
+        """The key columns of every row; of a source that cannot give them alone, every column."""
+        if hasattr(self.module, "keys"):
+            yield from self.module.keys(self.client, query, key)
+        else:
+            yield from self.module.read(self.client, query, Cursor())
 
     def acknowledge(self, position: Any) -> None:
         """Tell a stream that everything up to `position` is in the warehouse."""

@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dwcli.contract import Cursor
 from dwcli.documents import nearest
-from dwcli.errors import ConfigError, ResourceMissing
+from dwcli.errors import ConfigError, QueryFailed, ResourceMissing
 
 _SELECT = re.compile(
     r"""(?isx) \A (?: \s+ | --[^\n]*(?:\n|\Z) | \#[^\n]*(?:\n|\Z) | /\*.*?\*/ | \( )*
@@ -161,3 +161,23 @@ def cursor_value(text: str | None, type: str, cursor: Cursor) -> Any:
             hint="read everything again: dw run NAME --full-refresh",
         ) from None
     return text
+
+
+class Named(Protocol):
+    """A column, whatever else a connector knows of it."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Declared = TypeVar("Declared", bound=Named)
+
+
+def picked(columns: Sequence[Declared], only: Sequence[str]) -> tuple[Declared, ...]:
+    """These columns, or all where `only` is empty. Raises QueryFailed for one that is not there."""
+    missing = [name for name in only if name not in {column.name for column in columns}]
+    if missing:
+        raise QueryFailed(
+            f"the source has no column {', '.join(missing)}", hint="correct key: in the source file"
+        )
+    return tuple(column for column in columns if not only or column.name in only)

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -24,6 +24,7 @@ from dwcli.connectors._sqltext import (
     find_column,
     find_table,
     is_select,
+    picked,
     quoted,
     spelled,
     stripped,
@@ -254,6 +255,16 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
 
     Raises ResourceMissing, QueryFailed, SourceData for a damaged file.
     """
+    yield from _read(client, query, cursor, ())
+
+
+def keys(client: Client, query: str, key: Sequence[str]) -> Iterator[IngestedItem]:
+    """The columns of the key of every row, in batches of about `batch_bytes`. Raises as `read` does."""
+    yield from _read(client, query, Cursor(), key)
+
+
+def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> Iterator[IngestedItem]:
+    """`only`: names of columns; none for all."""
     from dwcli.connectors import _duckdbtypes
 
     config = client.config
@@ -262,6 +273,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     try:
         with _errors(query):
             source = _source(connection, query)
+            source = replace(source, columns=picked(source.columns, only))
             sql, parameters = _statement(source, cursor, config)
             reader = _arrow_reader(connection.sql(sql, params=parameters))
             columns = [(c.name, c.source_type, c.type) for c in source.columns]

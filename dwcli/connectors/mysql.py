@@ -17,7 +17,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
@@ -35,6 +35,7 @@ from dwcli.connectors._sqltext import (
     find_table,
     is_select,
     name_parts,
+    picked,
     quoted,
     spelled,
     stripped,
@@ -429,6 +430,16 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     Stopping early drops the connection, so that the server stops as well. Raises ResourceMissing,
     QueryFailed, and ConnectionFailed with layer `lost` when the connection breaks.
     """
+    yield from _read(client, query, cursor, ())
+
+
+def keys(client: Client, query: str, key: Sequence[str]) -> Iterator[IngestedItem]:
+    """The columns of the key of every row, in batches of about `batch_bytes`. Raises as `read` does."""
+    yield from _read(client, query, Cursor(), key)
+
+
+def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> Iterator[IngestedItem]:
+    """`only`: names of columns; none for all."""
     from pymysql.cursors import SSCursor
 
     from dwcli.connectors._rows import RowColumn, items
@@ -436,6 +447,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     config = client.config
     with _errors(config, query), _cursor(client) as catalogue:
         source = _source(catalogue, config, query)
+        source = replace(source, columns=picked(source.columns, only))
     sql, parameters = _statement(source, cursor, config)
     columns = [RowColumn(c.name, _fill(c, config)) for c in source.columns]
     connection = _open(config, as_bytes=True)

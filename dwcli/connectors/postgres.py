@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -318,6 +318,16 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     Raises ResourceMissing, QueryFailed, ConnectionFailed with layer `lost`, also when the server's
     answer ends early.
     """
+    yield from _read(client, query, cursor, ())
+
+
+def keys(client: Client, query: str, key: Sequence[str]) -> Iterator[IngestedItem]:
+    """The columns of the key of every row, in frames of about `config.batch_bytes`. Raises as `read` does."""
+    yield from _read(client, query, Cursor(), key)
+
+
+def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> Iterator[IngestedItem]:
+    """`only`: names of columns; none for all."""
     import psycopg
 
     from dwcli.connectors import _pgcopy, _pgsocket, _pgwire
@@ -330,6 +340,8 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
                 raise psycopg.OperationalError("the source has been closed")
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             selection = _select(connection, query)
+            if only:
+                selection = replace(selection, columns=_picked(selection.columns, only))
             statement = _copy_statement(selection, cursor, client.config.timezone).as_bytes(connection)
             position = _open_transactions(connection) if cursor.column and cursor.again else None
             copy_out = _pgsocket.copy_out if _pgsocket.is_plain(connection) else _pgwire.copy_out
@@ -350,6 +362,15 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     finally:
         client.reads.remove(connection)
         _end(connection)
+
+
+def _picked(columns: Mapping[str, Plan], names: Sequence[str]) -> dict[str, Plan]:
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise QueryFailed(
+            f"the source has no column {', '.join(missing)}", hint="correct key: in the source file"
+        )
+    return {name: columns[name] for name in names}
 
 
 def _select(connection: Session, query: str) -> _Selection:

@@ -28,6 +28,7 @@ from dwcli.connectors._sqltext import (
     find_column,
     find_table,
     is_select,
+    picked,
     quoted,
     spelled,
     stripped,
@@ -389,6 +390,16 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
 
     Raises ResourceMissing, QueryFailed, SourceData for a damaged file or text that is not UTF-8.
     """
+    yield from _read(client, query, cursor, ())
+
+
+def keys(client: Client, query: str, key: Sequence[str]) -> Iterator[IngestedItem]:
+    """The columns of the key of every row, in batches of about `batch_bytes`. Raises as `read` does."""
+    yield from _read(client, query, Cursor(), key)
+
+
+def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> Iterator[IngestedItem]:
+    """`only`: names of columns; none for all."""
     from dwcli.connectors import _sqlitetypes
     from dwcli.connectors._rows import RowColumn, empty_item, items
 
@@ -397,6 +408,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     try:
         with _errors(query):
             source = _source(connection, query)
+            source = replace(source, columns=picked(source.columns, only))
             columns = [
                 RowColumn(c.name, _sqlitetypes.fill_for(c.type, client.config.timezone))
                 for c in source.columns

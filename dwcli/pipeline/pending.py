@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+import polars as pl
 import psycopg
 from sqlalchemy import Connection
 
@@ -49,6 +50,8 @@ def load_snapshot(connection: psycopg.Connection, path: Path, manifest: Manifest
         complete_rows(load)
         leave_out_nulls(load, manifest.nulls_left_out)
         load.replaces.extend(manifest.replaces)
+        if manifest.gone is not None:
+            load.gone = (manifest.deletes, pl.read_parquet(check_file(path.parent, manifest.gone)))
         return finish_load(load)
 
 

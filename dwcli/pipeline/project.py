@@ -88,6 +88,7 @@ def job_of(project: Project, pipeline: Pipeline, jobs: int = 1) -> Job:
         cursor_nulls=config.cursor_nulls,
         lookback=config.lookback,
         columns=config.columns,
+        deletes=config.deletes,
         contract=config.contract,
         keep=seconds(project.config.keep) if project.config.keep else None,
         config_hash=config_hash(pipeline),

@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import Connection, Engine
 
 from dwcli.connectors import Connector
-from dwcli.contract import WriteDisposition
+from dwcli.contract import Deletes, WriteDisposition
 from dwcli.errors import ConnectionFailed, DwError, RunStopped, WarehouseError
 from dwcli.events import Emit, SchemaChanged
 from dwcli.log import get_logger
@@ -44,6 +44,8 @@ class RunOptions:
     limit: int | None = None
     jobs: int = 1
     fail_fast: bool = False
+    #: go on though the source has lost most of its rows
+    allow_shrink: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Job:
     lookback: str | int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     contract: str = "evolve"
+    deletes: Deletes = "ignore"
     #: seconds that loaded snapshots stay in the lake; None for ever
     keep: float | None = None
     config_hash: str = ""
@@ -99,6 +102,8 @@ class Run:
     values_changed: dict[str, int] = field(default_factory=dict)
     #: the column whose NULL rows were left out, by the pipeline's policy
     nulls_left_out: str = ""
+    #: keys that the source no longer has, in the lake
+    gone: StagedFile | None = None
     secrets: list[str] = field(default_factory=list)
     snapshot: str | None = None
     marker: Path | None = None

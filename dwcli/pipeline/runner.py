@@ -40,6 +40,7 @@ from dwcli.events import (
 )
 from dwcli.log import get_logger
 from dwcli.pipeline.cursor import settle_cursor, where_to_begin
+from dwcli.pipeline.deletions import note_deletions, refuse_shrinking
 from dwcli.pipeline.pending import load_pending
 from dwcli.pipeline.pump import pump
 from dwcli.pipeline.record import (
@@ -231,6 +232,9 @@ def _load_and_commit(run: Run, data: Connection) -> None:
             pump(run, result, load)
             crashpoints.reached("copied")
             state = settle_cursor(run, load, state, cursor)
+            note_deletions(run, connector, load)
+            if job.write == "replace":
+                refuse_shrinking(run, load.rows, load.deleted, load.deleted - load.rows)
             _complete_snapshot(run, load, state, cursor)
             _finish(run, load, state, data)
         crashpoints.reached("commit")
@@ -281,7 +285,7 @@ def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
 def _complete_snapshot(run: Run, load: Load, state: State, cursor: Cursor) -> None:
     """Write the manifest. From here on the snapshot can be loaded without the source."""
     job, plan = run.job, load.plan
-    if run.marker is None or not run.files:
+    if run.marker is None or not (run.files or run.gone):
         return
     manifest = Manifest(
         run_id=run.id,
@@ -305,6 +309,8 @@ def _complete_snapshot(run: Run, load: Load, state: State, cursor: Cursor) -> No
         values_changed=run.values_changed,
         ingested_at=load.ingested_at.isoformat() if load.ingested_at else "",
         nulls_left_out=run.nulls_left_out,
+        deletes=job.deletes,
+        gone=run.gone,
     )
     path = run.marker.with_name(run.marker.stem + MANIFEST)
     write_manifest(manifest, path)

@@ -73,7 +73,7 @@ def verify_lake(job: Job, connection: psycopg.Connection) -> Iterator[Finding]:
     try:
         for path in snapshots(folder):
             manifest = read_manifest(path)
-            for staged in manifest.files:
+            for staged in manifest.every_file:
                 check_file(path.parent, staged)
                 files, rows, size = files + 1, rows + staged.rows, size + staged.bytes
     except LakeError as error:

@@ -41,6 +41,9 @@ ADDED_COLUMNS = {
 }
 #: Those of them that are alike in all rows of a run.
 RUN_COLUMNS = ("_loaded_at", "_ingested_at", "_run_id")
+#: When a row was found to be gone from the source, in tables of pipelines with `deletes: soft`.
+DELETED_AT = "_deleted_at"
+OWN_COLUMNS = (*ADDED_COLUMNS, DELETED_AT)
 
 # -- types --------------------------------------------------------------------------------------------
 
@@ -400,7 +403,7 @@ def _create(
     run_id: str | None,
     complete: bool,
 ) -> tuple[Table, list[Change]]:
-    names = fold_names(types, {}, ADDED_COLUMNS)
+    names = fold_names(types, {}, OWN_COLUMNS)
     added = {name: kind for name, kind in ADDED_COLUMNS.items() if complete or name not in RUN_COLUMNS}
     columns = {names[source]: kind for source, kind in types.items()} | added
     table = Table(schema, name, columns, names, created=True)
@@ -515,13 +518,13 @@ def names_for(table: Table, sources: Iterable[str]) -> dict[str, str]:
     """The column of each source name: as given before, or as it is in a table that dw did not make."""
     sources = list(sources)
     known = dict(table.names)
-    taken = set(known.values()) | set(ADDED_COLUMNS)
+    taken = set(known.values()) | set(OWN_COLUMNS)
     for source in sources:
         for column in (source, fold_name(source)):
             if source not in known and column in table.columns and column not in taken:
                 known[source] = column
                 taken.add(column)
-    given = fold_names(sources, known, [*table.columns, *ADDED_COLUMNS])
+    given = fold_names(sources, known, [*table.columns, *OWN_COLUMNS])
     return {source: given[source] for source in sources}
 
 
@@ -531,6 +534,16 @@ def _fits_double(frame: pl.DataFrame | None, column: str) -> bool:
     values = frame[column]
     low, high = values.min(), values.max()
     return low is None or (int(low) >= -EXACT_DOUBLE and int(high) <= EXACT_DOUBLE)  # type: ignore[arg-type]
+
+
+def add_column(
+    connection: psycopg.Connection, table: Table, column: str, kind: str, run_id: str | None
+) -> Change:
+    """Add a column of dw's own to a table, and write that down."""
+    change = _add_column(table, column, kind)
+    run_ddl(connection, change.ddl, table)
+    note_changes(connection, table, [change], run_id)
+    return change
 
 
 def _add_column(table: Table, column: str, kind: str) -> Change:

@@ -29,6 +29,7 @@ from dwcli.errors import LakeError, SchemaRefused
 from dwcli.log import get_logger
 from dwcli.staging.audit import merged_counts
 from dwcli.staging.copying import abandon_copy, copy_frame, create_temporary, end_copy, holdable, refusals
+from dwcli.staging.deleting import delete_gone
 from dwcli.staging.dw_schema import (
     ADDED_COLUMNS,
     Table,
@@ -244,7 +245,7 @@ def _create_stage(load: Load, types: Types) -> Table:
     assert load.target is not None
     names = names_for(load.target, types)
     columns = {names[source]: kind for source, kind in types.items()} | ADDED_COLUMNS
-    stage = Table("", "dw_stage", columns, names)
+    stage = Table("", load.stage_name, columns, names)
     create_temporary(load.connection, stage)
     return stage
 
@@ -266,6 +267,19 @@ def leave_out_nulls(load: Load, source_column: str) -> int:
     return removed
 
 
+def empty_stage(load: Load) -> Table:
+    """A temporary table for a load of which nothing has arrived: the target's key columns, without rows."""
+    assert load.target is not None
+    return _create_stage(
+        load,
+        {
+            source: load.target.columns[column]
+            for source, column in load.target.names.items()
+            if source in load.plan.key
+        },
+    )
+
+
 # -- the end of a load -----------------------------------------------------------------------------
 
 
@@ -275,12 +289,18 @@ def finish_load(load: Load) -> Counts:
     crashpoints.during("merge")
     with refusals(load.target or Table(load.schema, load.table)):
         load.deleted += _delete_replaced(load)
-        if load.sink is None:
-            return Counts(0, 0, 0, load.deleted)
-        if load.sink.schema == "":
-            return _finish_staged(load)
-        removed = merge_in_place(load, load.sink) if load.plan.write == "merge" else 0
-        return Counts(load.rows, load.rows - removed, 0, load.deleted)
+        counts = _meet_target(load)
+        gone = delete_gone(load)
+        return replace(counts, deleted=load.deleted + gone)
+
+
+def _meet_target(load: Load) -> Counts:
+    if load.sink is None:
+        return Counts(0, 0, 0, 0)
+    if load.sink.schema == "":
+        return _finish_staged(load)
+    removed = merge_in_place(load, load.sink) if load.plan.write == "merge" else 0
+    return Counts(load.rows, load.rows - removed, 0, 0)
 
 
 def _delete_replaced(load: Load) -> int:

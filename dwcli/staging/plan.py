@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import polars as pl
 import psycopg
 
 from dwcli.contract import WriteDisposition
@@ -48,6 +49,10 @@ class Load:
     changes: list[Change] = field(default_factory=list)
     values_changed: dict[str, int] = field(default_factory=dict)
     replaces: list[Mapping[str, str]] = field(default_factory=list)
+    #: soft or hard, and the keys (as text) that are `gone` from the source or there again
+    gone: tuple[str, pl.DataFrame] | None = None
+    #: name of the temporary table that rows wait in
+    stage_name: str = "dw_stage"
     #: when the first of its rows was read
     ingested_at: datetime | None = None
     #: stays open from batch to batch: a COPY for each costs the server a tenth more

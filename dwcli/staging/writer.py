@@ -74,6 +74,13 @@ class Manifest:
     ingested_at: str = ""
     #: a column whose NULL rows are in the files and not in the table
     nulls_left_out: str = ""
+    #: soft or hard, and the file of keys that the source no longer had (and those it had again)
+    deletes: str = "ignore"
+    gone: StagedFile | None = None
+
+    @property
+    def every_file(self) -> tuple[StagedFile, ...]:
+        return (*self.files, *((self.gone,) if self.gone else ()))
 
 
 def write_ingestion_result_to_parquet(
@@ -208,6 +215,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data = json.loads(path.read_text("utf-8"))
         data["files"] = tuple(StagedFile(**entry) for entry in data["files"])
+        data["gone"] = StagedFile(**data["gone"]) if data.get("gone") else None
         data["key"], data["replaces"] = tuple(data["key"]), tuple(data["replaces"])
         return Manifest(**data)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -282,7 +290,7 @@ def forget(folder: Path, lake: Path, loaded: Collection[str], seconds: float) ->
     gone = 0
     for path in list(snapshots(folder)):
         if str(path.relative_to(lake)) in loaded and path.stat().st_mtime < oldest:
-            for staged in read_manifest(path).files:
+            for staged in read_manifest(path).every_file:
                 (path.parent / staged.name).unlink(missing_ok=True)
                 crashpoints.reached("forget")
             path.unlink()
