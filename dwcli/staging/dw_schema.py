@@ -265,7 +265,13 @@ def transaction(engine: Engine | Connection) -> Iterator[Connection]:
 
 
 def raw(connection: Connection) -> psycopg.Connection:
-    """The psycopg connection beneath a SQLAlchemy one."""
+    """The psycopg connection beneath a SQLAlchemy one.
+
+    What is done with it belongs to the transaction that the SQLAlchemy connection knows of, which begins
+    here as it would with a statement: else its commit and rollback would do nothing.
+    """
+    if not connection.in_transaction():
+        connection.begin()
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     return driver
