@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+Forker = subprocess.Popen[str]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import psycopg
 
 from dwcli.crashpoints import POINTS
 from tests.faults import forker
-from tests.faults.forker import ROOT
+from tests.faults.forker import ROOT, Forker
 from tests.faults.place import (
     Place,
     age_lake,
@@ -28,7 +28,6 @@ from tests.faults.place import (
 )
 from tests.faults.proxy import Proxy
 
-Forker = subprocess.Popen[str]
 RUN = ("run", "orders", "--json", "--no-input")
 
 

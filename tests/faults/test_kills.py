@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -12,6 +11,7 @@ import pytest
 
 from dwcli.crashpoints import POINTS
 from tests.faults import forker
+from tests.faults.forker import Forker
 from tests.faults.place import WRITES, make_place
 from tests.faults.proxy import proxied
 from tests.faults.scenarios import (
@@ -23,8 +23,6 @@ from tests.faults.scenarios import (
     race,
     random_kills,
 )
-
-Forker = subprocess.Popen[str]
 
 
 @pytest.fixture(scope="module")
