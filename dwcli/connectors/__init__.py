@@ -39,6 +39,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -180,14 +181,27 @@ def _from_environment(model: type[BaseModel], prefix: str | None) -> dict[str, s
 
 
 def secrets_of(config: BaseModel) -> list[str]:
-    """The secret values in a config, for redaction."""
-    found: list[str] = []
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        for item in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(item, SecretStr):
-                found.append(item.get_secret_value())
-    return found
+    """The secret values in a config, however deep, for redaction; of a URL its password too."""
+    found = [secret.get_secret_value() for secret in _secrets_in(config)]
+    with_password = [text for text in found if "://" in text and "@" in text]
+    for text in with_password:
+        written = text.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        found += [written, unquote(written)]
+    return [text for text in found if text]
+
+
+def _secrets_in(value: Any) -> Iterator[SecretStr]:
+    if isinstance(value, SecretStr):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _secrets_in(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _secrets_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _secrets_in(item)
 
 
 # -- the registry: names cost nothing, loading one imports one ---------------------------------------
