@@ -96,13 +96,13 @@ clean:  ## remove what the targets made, but no lake and no project
 	rm -rf $(VENV) .venv-bench site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-infra-up:  ## start PostgreSQL and MariaDB in containers
+infra-up:  ## start a PostgreSQL as warehouse in a container
 	docker compose up -d --wait
 
-infra-down:  ## stop them; their data stays
+infra-down:  ## stop it; its data stays
 	docker compose down
 
-infra-status:  ## show them
+infra-status:  ## show it
 	docker compose ps
 
 make-tests-staging: $(READY)  ## tests of staging: writer, schema, loader, audit
