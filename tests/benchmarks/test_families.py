@@ -30,8 +30,10 @@ def test_every_family_is_measured(tmp_path):
     server = required("PostgreSQL", POSTGRES_URL).rpartition("/")[0]
     here = [name for name, family in FAMILIES.items() if family.protocol in connectors.names()]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.families", "--rows", "2500", "--rounds", "1"]
-        + ["--out", tmp_path / "families.md", "--server", server],
+        [
+            *(sys.executable, "-m", "benchmarks.families", "--rows", "2500", "--rounds", "1"),
+            *("--out", tmp_path / "families.md", "--server", server),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
