@@ -26,10 +26,12 @@ from dwcli import crashpoints
 from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor
 from dwcli.errors import (
+    ConfigError,
     DwError,
     LakeError,
     PipelineLocked,
     SourceError,
+    UsageError,
 )
 from dwcli.events import (
     Emit,
@@ -261,11 +263,27 @@ def _connected(run: Run) -> Iterator[Connector]:
     connector = run.job.connector()
     run.secrets = secrets_of(connector.config) if hasattr(type(connector.config), "model_fields") else []
     try:
+        _refuse_to_lose(run, connector)
         crashpoints.reached("connect")
         connector.connect()
         yield connector
     finally:
         connector.close()
+
+
+def _refuse_to_lose(run: Run, connector: Connector) -> None:
+    """What has been acknowledged may be gone from the source, so nothing may take its place."""
+    if hasattr(connector.module, "acknowledge") and run.job.write == "replace":
+        raise ConfigError(
+            f"{run.job.pipeline}: a stream cannot be loaded with write: replace",
+            why="each run reads what is new, so the rows of earlier runs would be lost",
+            hint="write: append, or merge with a key",
+        )
+    if getattr(connector.module, "FORGETS", False) and run.options.full_refresh:
+        raise UsageError(
+            f"{run.job.pipeline} cannot be read again: its source drops what has been loaded",
+            hint=f"rebuild the table from the lake: dw replay {run.job.pipeline}",
+        )
 
 
 def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:

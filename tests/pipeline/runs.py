@@ -27,6 +27,10 @@ class Source:
     answer: Callable[[Cursor], Iterable[IngestedItem]]
     asked: list[Cursor] = field(default_factory=list)
     acknowledged: list[Any] = field(default_factory=list)
+    #: whether it wants to know what is in the warehouse
+    stream: bool = False
+    #: whether it drops what has been acknowledged
+    forgets: bool = False
     closed: int = 0
 
     def connector(self) -> Connector:
@@ -42,8 +46,10 @@ class Source:
             describe=lambda client, query: Resource(query),
             read=read,
             close=close,
-            acknowledge=lambda client, position: self.acknowledged.append(position),
+            FORGETS=self.forgets,
         )
+        if self.stream:
+            module.acknowledge = lambda client, position: self.acknowledged.append(position)
         return Connector("values", SimpleNamespace(), module)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import create_engine
 
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.errors import (
+    ConfigError,
     DwError,
     KeyRefused,
     PipelineLocked,
@@ -22,6 +23,7 @@ from dwcli.errors import (
     SchemaRefused,
     SourceData,
     SourceError,
+    UsageError,
 )
 from dwcli.events import BatchLoaded, RunFinished, SchemaChanged
 from dwcli.pipeline.record import Job, RunOptions
@@ -541,12 +543,30 @@ def test_old_snapshots_leave_the_lake_once_they_are_loaded(warehouse_url: str, l
 def test_a_position_commits_with_the_rows_and_is_acknowledged_after(
     warehouse_url: str, warehouse: Any, lake: Path
 ) -> None:
-    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position={"offset": 7})])
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position={"offset": 7})], stream=True)
     run(warehouse_url, lake, source)
     run(warehouse_url, lake, source)
 
     assert source.acknowledged == [{"offset": 7}, {"offset": 7}]
     assert [cursor.position for cursor in source.asked] == [None, {"offset": 7}]
+
+
+def test_a_stream_is_not_replaced(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    """What is acknowledged may be gone from the source: the next run would replace it by nothing."""
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True)
+    error = run(warehouse_url, lake, source, write="replace").error
+
+    assert isinstance(error, ConfigError) and "write: append" in error.hint
+    assert not source.asked and not source.acknowledged
+
+
+def test_what_a_source_forgets_is_not_read_again(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True, forgets=True)
+    assert run(warehouse_url, lake, source).error is None
+    again = run(warehouse_url, lake, source, RunOptions(full_refresh=True)).error
+
+    assert isinstance(again, UsageError) and "dw replay s.p" in again.hint
+    assert len(source.asked) == 1 and rows_of(warehouse, "select id from t") == [(1,)]
 
 
 def test_rows_that_a_batch_replaces_go_in_the_same_transaction(
