@@ -27,10 +27,12 @@ from dwcli import crashpoints
 from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor
 from dwcli.errors import (
+    ConfigError,
     DwError,
     LakeError,
     PipelineLocked,
     SourceError,
+    UsageError,
 )
 from dwcli.events import (
     Emit,
@@ -294,6 +296,7 @@ def _connected(run: Run) -> Iterator[Connector]:
     if isinstance(connector.config, BaseModel):
         run.secrets += secrets_of(connector.config)
     try:
+        _refuse_to_lose(run, connector)
         if kept is None:
             crashpoints.reached("connect")
             connector.connect()
@@ -341,6 +344,21 @@ def _acknowledge(run: Run, connector: Connector) -> None:
                 "loaded, but the source could not be told so and may give these rows again:"
                 f" {explained(error, run)}",
             )
+        )
+
+
+def _refuse_to_lose(run: Run, connector: Connector) -> None:
+    """What has been acknowledged may be gone from the source, so nothing may take its place."""
+    if hasattr(connector.module, "acknowledge") and run.job.write == "replace":
+        raise ConfigError(
+            f"{run.job.pipeline}: a stream cannot be loaded with write: replace",
+            why="each run reads what is new, so the rows of earlier runs would be lost",
+            hint="write: append, or merge with a key",
+        )
+    if getattr(connector.module, "FORGETS", False) and run.options.full_refresh:
+        raise UsageError(
+            f"{run.job.pipeline} cannot be read again: its source drops what has been loaded",
+            hint=f"rebuild the table from the lake: dw replay {run.job.pipeline}",
         )
 
 

@@ -28,6 +28,10 @@ class Source:
     asked: list[Cursor] = field(default_factory=list)
     acknowledged: list[Any] = field(default_factory=list)
     connected: int = 0
+    #: whether it wants to know what is in the warehouse
+    stream: bool = False
+    #: whether it drops what has been acknowledged
+    forgets: bool = False
     closed: int = 0
 
     def connector(self) -> Connector:
@@ -47,8 +51,10 @@ class Source:
             describe=lambda client, query: Resource(query),
             read=read,
             close=close,
-            acknowledge=lambda client, position: self.acknowledged.append(position),
+            FORGETS=self.forgets,
         )
+        if self.stream:
+            module.acknowledge = lambda client, position: self.acknowledged.append(position)
         return Connector("values", SimpleNamespace(), module)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import create_engine
 from dwcli.connectors import Connector
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.errors import (
+    ConfigError,
     ConnectionFailed,
     DwError,
     KeyRefused,
@@ -24,6 +25,7 @@ from dwcli.errors import (
     SchemaRefused,
     SourceData,
     SourceError,
+    UsageError,
 )
 from dwcli.events import BatchLoaded, Notice, RunFinished, SchemaChanged
 from dwcli.pipeline.record import Idle, Job, RunOptions
@@ -543,7 +545,7 @@ def test_old_snapshots_leave_the_lake_once_they_are_loaded(warehouse_url: str, l
 def test_a_position_commits_with_the_rows_and_is_acknowledged_after(
     warehouse_url: str, warehouse: Any, lake: Path
 ) -> None:
-    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position={"offset": 7})])
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position={"offset": 7})], stream=True)
     run(warehouse_url, lake, source)
     run(warehouse_url, lake, source)
 
@@ -559,7 +561,7 @@ def offsets(broken: bool) -> Source:
         rows = [{"offset": number} for number in range(begin + 1, 4)]
         return [IngestedItem(payload=rows, position={"offset": 3})] if rows else []
 
-    source = Source(answer)
+    source = Source(answer, stream=True)
     made = source.connector
 
     def connector() -> Connector:
@@ -617,6 +619,7 @@ def test_a_signal_after_the_commit_ends_the_command_and_not_the_run(
 
 def test_a_source_without_a_position_is_not_told_anything(warehouse_url: str, lake: Path) -> None:
     source = batches([{"id": 1}])
+    source.stream = True
     run(warehouse_url, lake, source)
     assert source.acknowledged == []
 
@@ -643,21 +646,8 @@ def test_a_source_that_cannot_be_closed_does_not_make_a_failure(
 # -- one connection for several pipelines -------------------------------------------------------------
 
 
-def without_acknowledge(source: Source) -> Source:
-    """The source as one that keeps no place of its own."""
-    made = source.connector
-
-    def connector() -> Connector:
-        connector = made()
-        del connector.module.acknowledge
-        return connector
-
-    source.connector = connector  # type: ignore[method-assign]
-    return source
-
-
 def test_pipelines_of_a_source_share_its_connection(warehouse_url: str, lake: Path) -> None:
-    source, idle = without_acknowledge(batches([{"id": 1}])), {}
+    source, idle = batches([{"id": 1}]), {}
     for name in ("s.a", "s.b", "s.c"):
         run(warehouse_url, lake, source, pipeline=name, lake_name=name, table=name[-1], idle=idle)
     assert (source.connected, source.closed, len(idle)) == (1, 0, 1)
@@ -672,20 +662,39 @@ def test_a_connection_is_made_anew_after_a_failure_a_long_wait_and_for_a_stream(
         raise SourceData("broken")
 
     idle: dict[str, Idle] = {}
-    failing = without_acknowledge(Source(fail))
+    failing = Source(fail)
     assert run(warehouse_url, lake, failing, idle=idle).result["status"] == "failure"
     assert (failing.closed, idle) == (1, {})
 
     stream = batches([{"id": 1}])
+    stream.stream = True
     run(warehouse_url, lake, stream, idle=idle)
     assert (stream.closed, idle) == (1, {})
 
     monkeypatch.setattr("dwcli.pipeline.runner.IDLE_SECONDS", -1.0)
-    source = without_acknowledge(batches([{"id": 1}]))
+    source = batches([{"id": 1}])
     run(warehouse_url, lake, source, idle=idle)
     run(warehouse_url, lake, source, idle=idle)
     assert (source.connected, source.closed) == (2, 1)
     close_idle(idle)
+
+
+def test_a_stream_is_not_replaced(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    """What is acknowledged may be gone from the source: the next run would replace it by nothing."""
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True)
+    error = run(warehouse_url, lake, source, write="replace").error
+
+    assert isinstance(error, ConfigError) and "write: append" in error.hint
+    assert not source.asked and not source.acknowledged
+
+
+def test_what_a_source_forgets_is_not_read_again(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True, forgets=True)
+    assert run(warehouse_url, lake, source).error is None
+    again = run(warehouse_url, lake, source, RunOptions(full_refresh=True)).error
+
+    assert isinstance(again, UsageError) and "dw replay s.p" in again.hint
+    assert len(source.asked) == 1 and rows_of(warehouse, "select id from t") == [(1,)]
 
 
 def test_rows_that_a_batch_replaces_go_in_the_same_transaction(
