@@ -62,6 +62,8 @@ def _is_this_machine(host: str) -> bool:
 def headers_of(config: Config, tokens: Tokens) -> dict[str, str]:
     """The headers that a request to the source's own host carries."""
     headers = {name: value.get_secret_value() for name, value in config.headers.items()}
+    if config.auth == "none":
+        return headers
     api_key = config.api_key.get_secret_value()
     if api_key and config.api_key_in == "header":
         headers[config.api_key_name] = api_key
@@ -77,7 +79,11 @@ def headers_of(config: Config, tokens: Tokens) -> dict[str, str]:
 def parameters_of(config: Config) -> dict[str, str]:
     """The query parameters that carry credentials."""
     api_key = config.api_key.get_secret_value()
-    return {config.api_key_name: api_key} if api_key and config.api_key_in == "query" else {}
+    return (
+        {config.api_key_name: api_key}
+        if api_key and config.auth != "none" and config.api_key_in == "query"
+        else {}
+    )
 
 
 def _basic(username: str, password: str) -> str:
@@ -103,7 +109,7 @@ def _spellings(secrets: Iterable[str]) -> set[str]:
 
 def needs_token(config: Config, tokens: Tokens) -> bool:
     """Whether an OAuth2 token has to be fetched before the next request."""
-    if not config.token_url:
+    if not config.token_url or config.auth == "none":
         return False
     return not tokens.access or (
         tokens.ends_at is not None and time.monotonic() > tokens.ends_at - EARLY_SECONDS

@@ -20,7 +20,7 @@ from dwcli.errors import ConfigError
 
 _PLACE = re.compile(r"\{([^{}|]+)(?:\|([^{}]*))?\}")
 _GRAPHQL = re.compile(r"\s*(?:\{|query\b\s*\w*\s*[({]|fragment\b)")
-_MUTATION = re.compile(r"(?m)^\s*(?:mutation|subscription)\b")
+_MUTATION = re.compile(r"(?m)^\s*(?:mutation|subscription)\b\s*\w*\s*[({]")
 _CURSOR, _CURSOR_END = "cursor", "cursor_end"
 
 
@@ -38,9 +38,9 @@ class Target:
 
 def target_of(query: str) -> Target:
     """The parts of a query. Raises ConfigError for one that cannot be meant."""
+    if _MUTATION.search(query):
+        raise ConfigError("a mutation or subscription is no query", hint="dw reads, it changes nothing")
     if _GRAPHQL.match(query):
-        if _MUTATION.search(query):
-            raise ConfigError("a mutation or subscription is no query", hint="dw reads, it changes nothing")
         return Target(query, graphql=True)
     parent, _, path = (part.strip() for part in query.rpartition(" > "))
     fields = tuple(dict.fromkeys(name for name, _ in _PLACE.findall(path) if not _is_cursor(name)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -47,16 +48,23 @@ STREAMING = True
 
 _ADVANCED: dict[str, Any] = {"advanced": True}
 _SAMPLE_BYTES = 1024 * 1024
-#: Rows of a page that a guess of the key looks at.
 _MOST_OFFERED = 500
+#: Empty pages that a description passes on its way to the first row.
+_PAGES_LOOKED_AT = 20
 
 _log = get_logger(__name__)
+
+#: Pages, each with the parent's fields that its rows get.
+Pages = Generator[tuple[Page, Mapping[str, Any]], None, None]
 
 
 class Config(ConnectorConfig):
     """A REST or GraphQL API."""
 
     base_url: str = Field(description="address of the API, such as https://api.example.com/v1")
+    auth: Literal["auto", "none", "bearer", "basic", "api_key", "oauth2"] = Field(
+        "auto", description="way to log in; auto takes the one that is filled in", json_schema_extra=_ADVANCED
+    )
     token: SecretStr = Field(SecretStr(""), description="bearer token")
     username: str = Field("", description="user, for basic authentication")
     password: SecretStr = Field(SecretStr(""), description="the user's password")
@@ -141,14 +149,17 @@ class Config(ConnectorConfig):
 
     @model_validator(mode="after")
     def _has_one_login(self) -> Config:
-        ways = {
-            "token": bool(self.token.get_secret_value()),
-            "username": bool(self.username),
-            "token_url": bool(self.token_url),
+        given = {
+            "bearer": ("token", bool(self.token.get_secret_value())),
+            "basic": ("username", bool(self.username)),
+            "oauth2": ("token_url", bool(self.token_url)),
+            "api_key": ("api_key", bool(self.api_key.get_secret_value())),
         }
-        if sum(ways.values()) > 1:
-            used = " and ".join(name for name, given in ways.items() if given)
-            raise ValueError(f"{used} are different ways to log in: give one of them")
+        used = [field for way, (field, there) in given.items() if there and way != "api_key"]
+        if len(used) > 1:
+            raise ValueError(f"{' and '.join(used)} are different ways to log in: give one of them")
+        if self.auth in given and not given[self.auth][1]:
+            raise ValueError(f"auth: {self.auth} needs {given[self.auth][0]}")
         if self.token_url and not self.client_id:
             raise ValueError("token_url needs client_id and client_secret")
         return self
@@ -237,7 +248,8 @@ def describe(client: Client, query: str) -> Resource:
     """Columns and cursor candidates, from the first page. Raises what `read` raises."""
     config = client.config
     seen: Seen = {}
-    frames = _frames(client, query, Cursor(), min(config.batch_bytes, _SAMPLE_BYTES), seen)
+    sample = min(config.batch_bytes, _SAMPLE_BYTES)
+    frames = _frames(client, query, _first_with_rows(_pages(client, query, Cursor())), sample, seen)
     with closing(frames):
         frame = next(frames, None)
     if frame is None:
@@ -257,6 +269,15 @@ def describe(client: Client, query: str) -> Resource:
     )
 
 
+def _first_with_rows(arriving: Pages) -> Pages:
+    """The first page that has rows, of as many as a person would wait for."""
+    with closing(arriving):
+        for page, added in islice(arriving, _PAGES_LOOKED_AT):
+            yield page, added
+            if page.count:
+                return
+
+
 # -- reading -------------------------------------------------------------------------------------------
 
 
@@ -268,7 +289,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     limit = client.config.batch_bytes
     held: list[Frame] = []
     size = 0
-    with closing(_frames(client, query, cursor, limit, {})) as frames:
+    with closing(_frames(client, query, _pages(client, query, cursor), limit, {})) as frames:
         for frame in frames:
             kept = within(frame, cursor)
             bytes_of_it = int(kept.data.estimated_size())
@@ -295,7 +316,7 @@ def _alike(one: Frame, other: Frame) -> bool:
 
 
 def _frames(
-    client: Client, query: str, cursor: Cursor, limit: int, seen: Seen
+    client: Client, query: str, arriving: Pages, limit: int, seen: Seen
 ) -> Generator[Frame, None, None]:
     """Typed rows, some `limit / 4` bytes of JSON at a time; pages are fetched ahead in a thread."""
     config = client.config
@@ -304,8 +325,8 @@ def _frames(
     name = _name(query if not target_of(query).graphql else config.base_url)
     rows: list[Row] = []
     size = 0
-    with closing(ahead(_pages(client, query, cursor))) as arriving:
-        for page, added in arriving:
+    with closing(ahead(arriving)) as fetched:
+        for page, added in fetched:
             for some, length in rows_in(page.rows, name, block):
                 if page.node:
                     some = unwrapped(some, page.node)
@@ -346,9 +367,6 @@ def _with(added: Mapping[str, Any], rows: list[Row], name: str) -> list[Row]:
                 hint="read the parents and the children as GraphQL, or without their parents",
             )
     return [{**added, **row} for row in rows]
-
-
-Pages = Iterator[tuple[Page, Mapping[str, Any]]]
 
 
 def _pages(client: Client, query: str, cursor: Cursor) -> Pages:

@@ -21,7 +21,15 @@ import pytest
 
 from dwcli.connectors import _http_send, create_connector
 from dwcli.connectors._http_auth import warn_of_plain_text
+from dwcli.connectors._http_query import spelled, target_of, with_cursor
+from dwcli.contract import Cursor
 from dwcli.errors import ConfigError, ConnectionFailed, QueryFailed, ResourceMissing, SourceData
+from dwcli.pipeline import run_pipeline
+from dwcli.pipeline.project import run_project
+from dwcli.pipeline.record import RunOptions
+from dwcli.project import load_project, select
+from dwcli.warehouse import make_engine
+from tests.pipeline.runs import rows_of
 
 
 @dataclass(frozen=True)
@@ -847,3 +855,302 @@ def test_redirects_in_a_circle_end(api, source):
     with pytest.raises(QueryFailed, match="redirects without end"):
         rows(source(), "/a")
     assert len(api.asked) <= 6
+
+
+# -- the place reached -----------------------------------------------------------------------------------
+
+
+def since(asked):
+    """Rows changed since a moment, as an API gives them that takes whole seconds only."""
+    found = [
+        {"id": n, "updated_at": f"2026-01-0{n}T00:00:00.500000Z" if n < 5 else None} for n in range(1, 6)
+    ]
+    floor = asked.query.get("since", "")[:19]
+    return [row for row in found if row["updated_at"] is None or row["updated_at"] >= floor]
+
+
+def test_the_place_reached_goes_into_the_query_and_bounds_the_rows(api, source):
+    api.routes["/r"] = since
+    assert ids(source(), "/r?since={cursor}&limit=9") == [1, 2, 3, 4, 5]
+    reached = Cursor("updated_at", start="2026-01-03 00:00:00.5+00", type="timestamptz")
+    assert ids(source(), "/r?since={cursor}", reached) == [3, 4, 5]
+    assert api.queries("/r") == [{"limit": "9"}, {"since": "2026-01-03T00:00:00.500000Z"}]
+
+
+def test_rows_before_the_place_reached_are_left_out_where_the_api_gives_them(api, source):
+    api.routes["/r"] = since
+    until = Cursor("updated_at", "2026-01-02 00:00:00.5+00", "2026-01-04 00:00:00.5+00", "timestamptz")
+    assert ids(source(), "/r", until) == [2, 3, 5]
+
+
+def test_ties_at_the_place_reached_all_come(api, source):
+    api.routes["/r"] = lambda asked: [{"id": n, "v": 7} for n in range(50)]
+    assert len(rows(source(), "/r?v={cursor}", Cursor("v", start="7", type="bigint"))) == 50
+    assert api.queries("/r") == [{"v": "7"}]
+
+
+def test_a_cursor_column_that_is_not_there(api, source):
+    api.routes["/r"] = lambda asked: [{"id": 1}]
+    with pytest.raises(SourceData, match="no column 'changed'"):
+        rows(source(), "/r", Cursor("changed", start="1", type="bigint"))
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("iso", "2026-01-05T12:00:00Z"),
+        ("date", "2026-01-05"),
+        ("epoch", "1767614400"),
+        ("epoch_ms", "1767614400000"),
+    ],
+)
+def test_a_time_is_spelled_as_the_api_takes_it(format, text):
+    assert spelled("2026-01-05 14:00:00+02", "timestamptz", format) == text
+    assert spelled("2026-01-05 14:00:00+02", "text", format) == "2026-01-05 14:00:00+02"
+
+
+def test_a_hostile_cursor_is_a_value_and_nothing_else():
+    start = Cursor("c", start="2024'; drop&x=1#/../{id}", type="text")
+    assert with_cursor("/r?a=b&c={cursor}", start, "iso") == (
+        "/r?a=b&c=2024%27%3B%20drop%26x%3D1%23%2F..%2F%7Bid%7D"
+    )
+
+
+def test_a_first_read_begins_where_the_query_says(api):
+    assert with_cursor("/r?since={cursor|2020-01-01}&a=b", Cursor(), "iso") == "/r?since=2020-01-01&a=b"
+    assert with_cursor("/since/{cursor|0}/r", Cursor("c", start="5"), "iso") == "/since/5/r"
+    with pytest.raises(ConfigError):
+        with_cursor("/since/{cursor}/r", Cursor(), "iso")
+
+
+# -- children ------------------------------------------------------------------------------------------
+
+
+def orders_and_items(api):
+    api.routes["/orders"] = lambda asked: next_page_number(asked, api)
+    for order in ALL:
+        api.routes[f"/orders/{order}/items"] = lambda asked, n=order: {
+            "items": [{"sku": f"{n}-{i}"} for i in range(n % 3)]
+        }
+
+
+def test_children_are_read_for_each_parent_with_its_key(api, source):
+    orders_and_items(api)
+    found = rows(source(), "/orders/{id}/items")
+    assert len(found) == sum(n % 3 for n in ALL)
+    assert all(row["sku"].startswith(f"{row['_orders_id']}-") for row in found)
+
+
+def test_children_page_and_parents_may_have_parameters(api, source):
+    api.routes["/v1/orders"] = lambda asked: [{"key": "a/b", "who": {"id": 7}}]
+    api.routes["/v1/o/a%2Fb/7"] = lambda asked: next_page_number(asked, api)
+    connector = source(base_url=f"{api.url}/v1")
+    found = rows(connector, "/orders?status=open&since={cursor} > /o/{key}/{who.id}?limit=5")
+    assert [row["id"] for row in found] == ALL
+    assert {row["_orders_key"] for row in found} == {"a/b"} and {row["_orders_who_id"] for row in found} == {
+        7
+    }
+    assert api.queries("/v1/orders") == [{"status": "open"}]
+
+
+def test_a_parent_that_is_gone_has_no_children_but_not_all_are(api, source):
+    api.routes["/p"] = lambda asked: [{"id": 1}, {"id": 2}]
+    with pytest.raises(ResourceMissing):
+        rows(source(), "/p/{id}/c")
+    api.routes["/p/2/c"] = lambda asked: [{"x": 1}]
+    assert rows(source(), "/p/{id}/c") == [{"_p_id": 2, "x": 1}]
+
+
+def test_parents_without_the_field_are_an_error(api, source):
+    api.routes["/p"] = lambda asked: [{"uuid": 1}]
+    with pytest.raises(SourceData, match="no 'id'"):
+        rows(source(), "/p/{id}/c")
+
+
+@pytest.mark.parametrize(
+    "query", ["/{id}/x", "/a?b={id}", "/a/{id}/b > /b/{id}/c", "/a > /b", "mutation { x }"]
+)
+def test_queries_that_cannot_be(query):
+    if query.startswith("mutation"):
+        query = "query { x }\nmutation { y }"
+    with pytest.raises(ConfigError):
+        target_of(query)
+
+
+# -- GraphQL -------------------------------------------------------------------------------------------
+
+GRAPHQL = """
+query Orders($after: String, $cursor: DateTime) {
+  shop { orders(first: 100, after: $after, since: $cursor) { %s pageInfo { hasNextPage endCursor } } }
+}
+"""
+
+
+def relay(asked, form):
+    body = json.loads(asked.body)
+    start = int(body["variables"].get("after") or 0)
+    found = numbered(1, 251)[start : start + 100]
+    rows = {"nodes": found} if form == "nodes" else {"edges": [{"cursor": "c", "node": row} for row in found]}
+    info = {"hasNextPage": start + 100 < 250, "endCursor": str(start + 100)}
+    return {"data": {"shop": {"orders": {**rows, "pageInfo": info}}}}
+
+
+@pytest.mark.parametrize("form", ["nodes", "edges"])
+def test_graphql_pages_by_relay_cursors(api, source, form):
+    api.routes["/graphql"] = lambda asked: relay(asked, form)
+    connector = source(base_url=f"{api.url}/graphql")
+    reached = Cursor("id", start="3", type="bigint")
+    assert ids(connector, GRAPHQL % form) == ALL
+    assert ids(connector, GRAPHQL % form, reached) == ALL[2:]
+    assert [a.method for a in api.asked] == ["POST"] * 6
+    sent = [json.loads(a.body)["variables"] for a in api.asked]
+    assert sent[1] == {"after": "100"} and sent[-1] == {"cursor": "3", "after": "200"}
+
+
+def test_graphql_without_connections_and_with_errors(api, source):
+    answers = [
+        {"data": {"countries": [{"id": 1}]}},
+        {"errors": [{"message": "no field x"}], "data": None},
+        relay(Asked("POST", "/", {}, {}, b'{"variables": {}}'), "nodes"),
+    ]
+    api.routes["/graphql"] = lambda asked: answers.pop(0)
+    connector = source(base_url=f"{api.url}/graphql")
+    assert ids(connector, "{ countries { id } }") == [1]
+    with pytest.raises(QueryFailed) as error:
+        rows(connector, "{ x }")
+    assert error.value.why == "no field x"
+    with pytest.raises(QueryFailed, match="cannot ask for them"):
+        rows(connector, "{ orders { nodes { id } pageInfo { hasNextPage } } }")
+
+
+# -- what there is -------------------------------------------------------------------------------------
+
+
+def test_discover_lists_what_the_api_says_of_itself(api, source):
+    assert list(source().discover()) == []
+    paths = {"/orders": {"get": {}}, "/orders/{id}": {"get": {}}, "/login": {"post": {}}}
+    api.routes["/openapi.json"] = lambda asked: {"openapi": "3.1.0", "paths": paths}
+    assert [r.name for r in source().discover()] == ["/orders"]
+    api.routes[""] = api.routes["/"] = lambda asked: {
+        "orders": f"{api.url}/orders/",
+        "users": f"{api.url}/users",
+    }
+    assert [r.name for r in source().discover()] == ["/orders", "/users"]
+
+
+def test_discover_is_the_test_of_the_login(api, source):
+    api.routes["/me"] = lambda asked: Reply(status=401)
+    for connector in (source(test_path="/me"), source(test_path="/me", token="t")):
+        with pytest.raises(ConnectionFailed) as error:
+            list(connector.discover())
+        assert error.value.layer == "login"
+
+
+def test_describe_tells_columns_key_and_cursors(api, source):
+    api.routes["/r"] = since
+    found = source().describe("/r")
+    assert [(c.name, c.type) for c in found.columns] == [("id", "bigint"), ("updated_at", "timestamptz")]
+    assert found.primary_key == ("id",) and [c.column for c in found.cursors] == ["updated_at", "id"]
+    orders_and_items(api)
+    api.asked.clear()
+    child = source().describe("/orders/{id}/items")
+    assert [c.name for c in child.columns] == ["_orders_id", "sku"] and child.primary_key == ()
+    assert len(api.asked) < 5
+
+
+def test_a_host_that_is_not_there():
+    for url, layer in (("http://127.0.0.1:1", "port"), ("http://no-such-host.invalid", "name")):
+        with pytest.raises(ConnectionFailed) as error:
+            create_connector({"protocol": "http", "base_url": url}).connect()
+        assert error.value.layer == layer
+
+
+# -- size ----------------------------------------------------------------------------------------------
+
+
+def test_batches_are_bounded_and_one_huge_page_is_read_in_pieces(api, source):
+    row = {"id": 0, "text": "x" * 900, "more": {"a": [1, 2, 3]}}
+    body = json.dumps({"data": [row | {"id": n} for n in range(20_000)]}).encode()
+    api.routes["/huge"] = lambda asked: Reply(body)
+    found = items(source(batch_bytes=1_000_000), "/huge")
+    assert sum(item.payload.height for item in found) == 20_000
+    assert [n for item in found for n in item.payload["id"].to_list()] == list(range(20_000))
+    assert max(item.payload.estimated_size() for item in found) < 2_000_000
+
+
+def test_small_pages_share_an_item(api, source):
+    api.routes["/r"] = lambda asked: next_page_number(asked, api)
+    assert len(items(source(), "/r")) == 1
+
+
+def test_the_next_page_is_fetched_while_this_one_is_loaded(api, source):
+    big = "x" * 200_000
+    arrived = threading.Event()
+
+    def route(asked):
+        page = int(asked.query.get("page", 1))
+        if page == 2:
+            arrived.set()
+        return {"items": [{"id": page, "big": big}], "next_page": page + 1 if page < 4 else None}
+
+    api.routes["/r"] = route
+    found = source(batch_bytes=65536).fetch_data("/r").items
+    assert next(iter(found)).payload["id"].to_list() == [1]
+    assert arrived.wait(10)
+    found.close()
+
+
+# -- the whole way ---------------------------------------------------------------------------------------
+
+
+def test_from_the_api_into_the_warehouse(api, tmp_path, warehouse_url, warehouse):
+    changed = {n: f"2026-01-01T00:00:{n % 60:02}Z" for n in ALL}
+
+    def route(asked):
+        page = int(asked.query.get("page", 1))
+        since = asked.query.get("since", "")
+        found = [
+            {"id": n, "updated_at": at, "total": n * 10**20, "customer": {"city": "Oslo"}}
+            for n, at in changed.items()
+            if at >= since
+        ]
+        part = found[(page - 1) * 100 : page * 100]
+        return {"orders": part, "next_page": page + 1 if page * 100 < len(found) else None}
+
+    api.routes["/orders"] = route
+    (tmp_path / "dw.yaml").write_text("name: shop\n")
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "shop.yaml").write_text(
+        f"protocol: rest\nbase_url: {api.url}\npipelines:\n  orders:\n"
+        '    query: "/orders?since={cursor}"\n    write: merge\n    key: [id]\n    cursor: updated_at\n'
+    )
+    project = load_project(tmp_path)
+
+    def run():
+        (result,) = run_project(project, select(project, ["orders"]), warehouse_url, RunOptions(), id)
+        assert result["status"] == "success"
+        return result["rows_loaded"]
+
+    assert run() == 250
+    changed |= {7: "2026-01-02T00:00:00Z", 251: "2026-01-02T00:00:00Z"}
+    run()
+    assert rows_of(warehouse, "SELECT count(*), max(updated_at)::text, sum(total) FROM orders") == [
+        (251, "2026-01-02 00:00:00+00", Decimal(sum(changed) * 10**20))
+    ]
+    assert rows_of(warehouse, "SELECT DISTINCT customer->>'city' FROM orders") == [("Oslo",)]
+    assert api.queries("/orders")[-1]["since"] == "2026-01-01T00:00:59Z"
+    api.routes["/orders"] = lambda asked: Reply(b"<html>maintenance</html>")
+    (result,) = run_project(project, select(project, ["orders"]), warehouse_url, RunOptions(), id)
+    assert result["status"] == "failure"
+    assert rows_of(warehouse, "SELECT count(*) FROM orders") == [(251,)]
+
+
+def test_an_api_without_rows_leaves_no_error(api, tmp_path, warehouse_url):
+    api.routes["/r"] = lambda asked: {"items": []}
+    engine = make_engine(warehouse_url)
+    config = {"protocol": "http", "base_url": api.url}
+    try:
+        result = run_pipeline(config, "/r", "s", "t", str(tmp_path), engine)
+    finally:
+        engine.dispose()
+    assert (result["status"], result["rows_loaded"]) == ("success", 0)
