@@ -30,8 +30,8 @@ from pydantic import BaseModel, Field
 from dwcli.connectors._formats.json_file import MAX_DEPTH, type_values
 from dwcli.connectors._formats.texts import POSTGRES, Kind
 from dwcli.connectors._rows import fill_values
-from dwcli.contract import Column, IngestedItem, Resource
-from dwcli.errors import ConnectionFailed
+from dwcli.contract import Column, Cursor, IngestedItem, Resource
+from dwcli.errors import ConfigError, ConnectionFailed
 
 #: What the bytes of a message are.
 ValueFormat = Literal["json", "text", "bytes"]
@@ -446,3 +446,15 @@ def field_name(shape: Shape, key: str) -> str:
     while rest not in shape.reserved and rest.startswith("payload_"):
         rest = rest.removeprefix("payload_")
     return f"payload_{key}" if not rest or rest in shape.reserved else key
+
+
+def refuse_cursor(cursor: Cursor, what: str) -> None:
+    """Raise ConfigError for a cursor column: a stream keeps its own place.
+
+    what: the kind of thing that is read, with its article.
+    """
+    if cursor.column:
+        raise ConfigError(
+            f"{what} has no cursor column: it keeps its own place",
+            hint=f"take the line 'cursor: {cursor.column}' out of the source file",
+        )
