@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from dwcli.connectors import driver_missing
+from dwcli.connectors import _avro, driver_missing
 from dwcli.connectors._messages import (
     Message,
     MessageFields,
@@ -65,7 +65,19 @@ class Config(ConnectorConfig, MessageFields):
 
     bootstrap_servers: str = Field(description="brokers to begin with, as host:port, with commas between")
     topic: str = Field(min_length=1, description="name of the topic")
-    value_format: ValueFormat = Field("json", description="what the values are")
+    value_format: Literal["json", "avro", "text", "bytes"] = Field("json", description="what the values are")
+    schema_registry_url: str = Field("", description="address of the schema registry, for Avro")
+    schema_registry_username: str = Field(
+        "", description="user or API key of the schema registry", json_schema_extra={"advanced": True}
+    )
+    schema_registry_password: SecretStr = Field(
+        SecretStr(""),
+        description="password or API secret of the schema registry",
+        json_schema_extra={"advanced": True},
+    )
+    key_format: Literal["text", "avro"] = Field(
+        "text", description="what the keys are", json_schema_extra={"advanced": True}
+    )
     group_id: str = Field(
         "",
         description="consumer group that shows how far dw has come",
@@ -113,6 +125,12 @@ class Config(ConnectorConfig, MessageFields):
     def _any_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _avro_needs_a_registry(self) -> Config:
+        if "avro" in (self.value_format, self.key_format) and not self.schema_registry_url:
+            raise ValueError("schema_registry_url is needed to read Avro")
+        return self
+
 
 @dataclass
 class Client:
@@ -120,7 +138,9 @@ class Client:
 
     config: Config
     catalogue: Consumer
-    closed: threading.Event = field(default_factory=threading.Event)
+    closed: threading.Event
+    #: None where nothing is Avro
+    registry: _avro.Registry | None = None
 
 
 @dataclass
@@ -134,15 +154,17 @@ class Consumer:
 
 
 def connect(config: Config) -> Client:
-    """Reach a broker, log in, and ask for its topics.
+    """Reach a broker, log in, and ask for its topics; reach the schema registry if there is one.
 
     Raises ConnectionFailed with the layer that failed, DriverMissing.
     """
     _reach_any(config)
     closed = threading.Event()
-    client = Client(config, _open(config, closed), closed)
+    client = Client(config, _open(config, closed), closed, _registry(config))
     try:
         _topics(client)
+        if client.registry is not None:
+            _avro.check(client.registry)
     except BaseException:
         close(client)
         raise
@@ -163,7 +185,7 @@ def discover(client: Client) -> Iterator[Resource]:
     yield describe(client, client.config.topic)
     for name in sorted(topics):
         if name != client.config.topic and not name.startswith("__"):
-            yield resource_of(_shape(client.config, name), "topic", _KEY_REASON)
+            yield resource_of(_shape(client, name), "topic", _KEY_REASON)
 
 
 _KEY_REASON = "the place of a message in its topic"
@@ -174,7 +196,7 @@ def describe(client: Client, query: str) -> Resource:
     topic = query or client.config.topic
     ends = _ends(client.catalogue, topic, _partitions(client, topic))
     messages = sum(end - low for low, end in ends.values())
-    return resource_of(_shape(client.config, topic), "topic", _KEY_REASON, messages)
+    return resource_of(_shape(client, topic), "topic", _KEY_REASON, messages)
 
 
 def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
@@ -192,9 +214,9 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
         places, lost = _places(consumer, config, topic, partitions, cursor.position)
         _assign(consumer, topic, {place.partition: place.next for place in places.values() if not place.done})
         items = read_messages(
-            _shape(config, topic),
+            _shape(client, topic),
             config,
-            lambda count, seconds: _fetch(consumer, config, topic, places, count, seconds),
+            lambda count, seconds: _fetch(client, consumer, topic, places, count, seconds),
             lambda: {"topic": topic, "offsets": {str(p): place.next for p, place in places.items()}},
             config.batch_bytes,
             first=cursor.position is None,
@@ -311,6 +333,17 @@ def _refused_settings(config: Config, why: str) -> ConnectionFailed:
     }
     return ConnectionFailed(
         f"a connection to {config.bootstrap_servers} cannot be prepared", layer, why, hints.get(layer, "")
+    )
+
+
+def _registry(config: Config) -> _avro.Registry | None:
+    if "avro" not in (config.value_format, config.key_format):
+        return None
+    return _avro.Registry(
+        config.schema_registry_url,
+        config.schema_registry_username,
+        config.schema_registry_password.get_secret_value(),
+        config.ssl_ca,
     )
 
 
@@ -554,13 +587,19 @@ def _assign(consumer: Consumer, topic: str, offsets: Mapping[int, int]) -> None:
 # -- messages --------------------------------------------------------------------------------------------
 
 
-def _shape(config: Config, topic: str) -> Shape:
-    return Shape("kafka", topic, IDENTITY, config.value_format, config.expand)
+def _shape(client: Client, topic: str) -> Shape:
+    config, registry = client.config, client.registry
+    if config.value_format != "avro" or registry is None:
+        form: ValueFormat = "json" if config.value_format == "avro" else config.value_format
+        return Shape("kafka", topic, IDENTITY, form, config.expand)
+    shape, seen = Shape("kafka", topic, IDENTITY, "json", config.expand), dict[str, str]()
+    shape.decode = lambda values: _avro.decode_avro(shape, registry, seen, values)
+    return shape
 
 
 def _fetch(
+    client: Client,
     consumer: Consumer,
-    config: Config,
     topic: str,
     places: Mapping[int, _Place],
     count: int,
@@ -571,6 +610,8 @@ def _fetch(
     if all(place.done for place in places.values()):
         return None
     found = []
+    config = client.config
+    keys = client.registry if config.key_format == "avro" else None
     for message in consumer.driver.consume(count, min(seconds, _CONSUME_SECONDS)):
         error = message.error()
         if error is not None:
@@ -584,7 +625,8 @@ def _fetch(
         if offset < place.next:
             continue  # given before the driver began again at another broker
         place.next = offset + 1
-        found.append(_message(message, place.partition, offset, config.value_format == "json"))
+        one = _message(message, place.partition, offset, config.value_format == "json")
+        found.append(one._replace(key=_avro.key_of(keys, message.key())) if keys is not None else one)
         if place.done:
             _pause(consumer, topic, place)
     if not found:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import gc
+import io
+import json
+import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
+from uuid import UUID
 
+import fastavro
 import polars as pl
 import psycopg
 import pytest
@@ -337,6 +344,188 @@ def test_discover_gives_the_topic_first_then_the_others(source, produce, topic, 
     assert found[0].name == topic and found[0].row_estimate == 3 and found[0].kind == "topic"
     assert found[0].primary_key == ("stream", "partition", "offset")
     assert other in [resource.name for resource in found[1:]]
+
+
+# -- Avro and a schema registry --------------------------------------------------------------------------
+
+
+class Registry(BaseHTTPRequestHandler):
+    """The two questions that a reader asks a schema registry, for the login user:secret."""
+
+    schemas: ClassVar[dict[str, dict[str, Any]]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        login = f"Basic {base64.b64encode(b'user:secret').decode()}"
+        if self.headers.get("Authorization") != login:
+            status, answer = 401, {"error_code": 40101}
+        else:
+            answer = {} if self.path == "/" else self.schemas.get(self.path, {})
+            status = 200 if answer or self.path == "/" else 404
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def registry() -> Iterator[dict[str, Any]]:
+    """Config fields of a schema registry with `Registry.schemas`."""
+    Registry.schemas, Registry.asked = {}, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield {
+        "schema_registry_url": f"http://127.0.0.1:{server.server_port}",
+        "schema_registry_username": "user",
+        "schema_registry_password": "secret",
+    }
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def avro(number: int, schema: Any, value: Any) -> bytes:
+    """A message as a serializer with a schema registry writes it; the registry knows its schema then."""
+    Registry.schemas[f"/schemas/ids/{number}"] = {"schema": json.dumps(schema)}
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), value)
+    return b"\0" + number.to_bytes(4) + out.getvalue()
+
+
+ORDER = {
+    "type": "record",
+    "name": "Order",
+    "fields": [
+        {"name": "id", "type": "long"},
+        {"name": "total", "type": {"type": "bytes", "logicalType": "decimal", "precision": 30, "scale": 10}},
+        {"name": "huge", "type": {"type": "bytes", "logicalType": "decimal", "precision": 50, "scale": 2}},
+        {"name": "day", "type": {"type": "int", "logicalType": "date"}},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "clock", "type": {"type": "int", "logicalType": "time-millis"}},
+        {"name": "u", "type": {"type": "string", "logicalType": "uuid"}},
+        {"name": "x", "type": "double"},
+        {"name": "ok", "type": ["null", "boolean"]},
+        {"name": "state", "type": {"type": "enum", "name": "S", "symbols": ["NEW", "OLD"]}},
+        {"name": "blob", "type": "bytes"},
+        {"name": "tags", "type": {"type": "map", "values": "double"}},
+        {"name": "mixed", "type": ["null", "int", "string"]},
+        {"name": "stream", "type": "string"},
+    ],
+}
+
+
+def test_avro_values_arrive_exactly(produce, source, registry):
+    day, at = datetime.date(2024, 2, 29), datetime.datetime(2024, 1, 1, 0, 0, 0, 1, datetime.UTC)
+    value = {
+        "id": 2**62,
+        "total": Decimal("12345678901234567890.0123456789"),
+        "huge": Decimal("-123456789012345678901234567890123456789012345678.05"),
+        "day": day,
+        "at": at,
+        "clock": datetime.time(1, 2, 3, 4000),
+        "u": UUID(int=7),
+        "x": float("nan"),
+        "ok": None,
+        "state": "OLD",
+        "blob": b"\0\xff",
+        "tags": {"a": 0.1, "b": float("inf")},
+        "mixed": 5,
+        "stream": "é",
+    }
+    produce(avro(1, ORDER, value), avro(1, ORDER, value | {"mixed": "five", "ok": True}), key="k")
+    frame, _, items = read(source(value_format="avro", **registry))
+    row, types = frame.row(0, named=True), items[0].types
+    assert row["id"] == 2**62 and row["day"] == day and row["at"] == at and row["blob"] == b"\0\xff"
+    assert row["total"] == value["total"] and types["total"] == "numeric(30,10)"
+    assert row["huge"] == str(value["huge"]) and types["huge"] == "numeric(50,2)"
+    assert row["clock"] == "01:02:03.004000" and types["clock"] == "time"
+    assert row["u"] == str(UUID(int=7)) and types["u"] == "uuid"
+    assert math.isnan(row["x"]) and types["x"] == "double precision" and row["state"] == "OLD"
+    assert frame["ok"].to_list() == [None, True] and frame["mixed"].to_list() == ["5", "five"]
+    assert row["tags"] == '{"a":0.1,"b":"Infinity"}' and types["tags"] == "jsonb"
+    assert row["stream"] != "é" and row["payload_stream"] == "é"
+    payload = json.loads(row["payload"], parse_float=Decimal)
+    assert payload["total"] == value["total"] and payload["huge"] == value["huge"] and payload["x"] == "NaN"
+    assert Registry.asked == ["/", "/schemas/ids/1"]
+
+
+def test_a_schema_that_grows_widens_its_columns(produce, source, registry):
+    def version(kind: Any, *more: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "record", "name": "R", "fields": [{"name": "n", "type": kind}, *more]}
+
+    money = {"type": "bytes", "logicalType": "decimal", "precision": 10, "scale": 3}
+    produce(
+        avro(1, version("int"), {"n": 1}),
+        avro(2, version(money, {"name": "new", "type": "string"}), {"n": Decimal("1.125"), "new": "x"}),
+    )
+    frame, _, items = read(source(value_format="avro", **registry))
+    assert items[0].types["n"] == "numeric" and frame["n"].cast(pl.Decimal(38, 3)).to_list() == [
+        Decimal("1.000"),
+        Decimal("1.125"),
+    ]
+    assert frame["new"].to_list() == [None, "x"]
+
+
+def test_schemas_that_refer_to_others(produce, source, registry):
+    address = {"type": "record", "name": "Address", "fields": [{"name": "zip", "type": "string"}]}
+    whole = {"type": "record", "name": "P", "fields": [{"name": "home", "type": address}]}
+    message = avro(7, whole, {"home": {"zip": "1"}})
+    apart = {"type": "record", "name": "P", "fields": [{"name": "home", "type": "Address"}]}
+    Registry.schemas["/schemas/ids/7"] = {
+        "schema": json.dumps(apart),
+        "references": [{"name": "Address", "subject": "a/b", "version": 3}],
+    }
+    Registry.schemas["/subjects/a%2Fb/versions/3"] = {"schema": json.dumps(address)}
+    produce(message)
+    frame, _, items = read(source(value_format="avro", **registry))
+    assert frame["home"].to_list() == ['{"zip":"1"}'] and items[0].types["home"] == "jsonb"
+
+
+def test_what_is_no_avro_is_kept(produce, source, registry):
+    good = avro(1, ORDER["fields"][0] | {"type": "record", "name": "R", "fields": []}, {})
+    plain = avro(2, "string", "just text")
+    bad = [b'{"a": 1}', b"", b"\0\0\0\0\x63abc", plain[:-1], plain + b"x", b"\0\0"]
+    produce(good, plain, None, *bad)
+    frame, _, items = read(source(value_format="avro", **registry))
+    assert frame["payload"].to_list() == ["{}", '"just text"', None] + [None] * len(bad)
+    assert frame["payload_raw"].to_list() == [None, None, None, *bad]
+    assert items[0].metadata["changed"] == {"payload: not Avro of the registry → payload_raw": len(bad)}
+
+
+def test_avro_keys(produce, source, registry):
+    produce("1", key=avro(1, "string", "k"))
+    produce("2", key=avro(2, "long", 5))
+    produce("3", key=b"plain")
+    frame, _, _ = read(source(key_format="avro", **registry))
+    assert frame["message_key"].to_list() == ["k", "5", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "layer"),
+    [
+        ({"schema_registry_password": "wrong"}, "login"),
+        ({"schema_registry_url": "http://127.0.0.1:1"}, "port"),
+        ({"schema_registry_url": "http://no-such-host.invalid"}, "name"),
+        ({"schema_registry_url": "ftp://x"}, "name"),
+    ],
+)
+def test_a_registry_that_cannot_be_asked(source, produce, registry, change, layer):
+    produce(b"1")
+    with pytest.raises(ConnectionFailed) as caught:
+        source(value_format="avro", **registry | change)
+    assert caught.value.layer == layer
+    assert "secret" not in str(caught.value) + caught.value.why
+
+
+def test_avro_without_a_registry_is_a_config_error(source):
+    with pytest.raises(ConfigError, match="schema_registry_url"):
+        source(value_format="avro")
 
 
 # -- end to end ------------------------------------------------------------------------------------------
