@@ -37,6 +37,8 @@ TRIED = "Redis 7.0"
 INCREMENTAL = "entry id"
 TYPING = "inferred"
 STREAMING = True
+#: With this field set, what has been acknowledged is not given again.
+FORGETS = "group"
 
 TIMEOUT_SECONDS = 30.0
 #: Entries that are read or acknowledged with one command.
@@ -279,7 +281,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     config = client.config
     stream = _stream(client, query)
     before = cursor.position if isinstance(cursor.position, dict) else {}
-    if before.get("stream") != query:
+    if (before.get("stream"), before.get("group", "")) != (query, config.group):
         before = {}
     reading = _Reading(client, query, stream.last)
     if before:
