@@ -32,6 +32,8 @@ KINDS = (
     ("merge", "ignore"),
     ("merge", "soft"),
     ("merge", "hard"),
+    ("scd2", "ignore"),
+    ("scd2", "soft"),
 )
 CONFIG = """\
 protocol: sqlite
@@ -66,6 +68,8 @@ class World:
     source: dict[int, Row] = field(default_factory=dict)
     table: dict[int, Row] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
+    #: of scd2: all versions of each key, oldest first; the table holds the last where it is not gone
+    versions: dict[int, list[Row]] = field(default_factory=dict)
     cursor: int | None = None
     pending: Snapshot | None = None
     now: int = 0
@@ -208,7 +212,9 @@ def refresh(world: World) -> list[str]:
     ended = forker.run(world.run, world.root, "run", world.name, "--full-refresh", "--json", "--no-input")
     if ended.code != 0:
         return [f"exit {ended.code}: {ended.output[-600:]}"]
-    world.table, world.gone, world.cursor = {}, set(), None
+    world.cursor = None
+    if world.write != "scd2":
+        world.table, world.gone = {}, set()
     _apply(world, _read(world))
     return differences(world)
 
@@ -243,6 +249,8 @@ def _apply_pending(world: World) -> None:
 
 def _apply(world: World, snapshot: Snapshot) -> None:
     world.ran, world.cursor = True, snapshot.cursor
+    if world.write == "scd2":
+        return _apply_versions(world, snapshot)
     if world.write == "replace":
         world.table = {}
     world.table |= snapshot.rows
@@ -254,6 +262,21 @@ def _apply(world: World, snapshot: Snapshot) -> None:
         world.gone = lost
 
 
+def _apply_versions(world: World, snapshot: Snapshot) -> None:
+    known = bool(world.versions)
+    for key, row in snapshot.rows.items():
+        held = world.table.get(key)
+        if held is None or (_values(world, held) != _values(world, row) and row["at"] >= held["at"]):
+            world.versions.setdefault(key, []).append(row)
+            world.table[key] = row
+    if world.deletes == "soft" and known:
+        world.table = {key: row for key, row in world.table.items() if key in snapshot.here}
+
+
+def _values(world: World, row: Row) -> list[Any]:
+    return [row.get(column) for column in world.columns]
+
+
 def differences(world: World) -> list[str]:
     """How the table differs from what is believed of it."""
     with psycopg.connect(world.url, autocommit=True) as session:
@@ -261,6 +284,9 @@ def differences(world: World) -> list[str]:
             return [] if not world.table else [f"{len(world.table)} rows are missing: there is no table"]
         names = [name for (name,) in session.execute(_COLUMNS, (world.name,)).fetchall()]
         found = [dict(zip(names, row, strict=True)) for row in session.execute(f"select * from {world.name}")]
+    history = found
+    if world.write == "scd2":
+        found = [row for row in history if row["_is_current"]]
     marked = {row["id"] for row in found if row.get("_deleted_at") is not None}
     own = [{name: value for name, value in row.items() if not name.startswith("_")} for row in found]
     held = {row["id"]: row for row in own}
@@ -274,8 +300,24 @@ def differences(world: World) -> list[str]:
         expected = {name: world.table[key].get(name) for name in held[key]}
         if held[key] != expected:
             wrong.append(f"row {key} is {held[key]}, not {expected}")
+    if world.write == "scd2":
+        wrong += _wrong_history(world, history)
     if marked != world.gone:
         wrong.append(f"marked as deleted: {sorted(marked)}, not {sorted(world.gone)}")
+    return wrong
+
+
+def _wrong_history(world: World, history: list[Row]) -> list[str]:
+    """Versions of each key in their order, one ending no later than the next begins; the last may be open."""
+    wrong = []
+    for key in world.versions:
+        rows = sorted((row for row in history if row["id"] == key), key=lambda row: row["_valid_from"])
+        if [_values(world, row) for row in rows] != [_values(world, row) for row in world.versions[key]]:
+            wrong.append(f"versions of {key}: {rows}, not {world.versions[key]}")
+        ends = [row["_valid_to"] for row in rows]
+        late = any(e is None or e > n["_valid_from"] for e, n in zip(ends, rows[1:], strict=False))
+        if late or any((row["_valid_to"] is None) != row["_is_current"] for row in rows):
+            wrong.append(f"times of {key}: {rows}")
     return wrong
 
 
