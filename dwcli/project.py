@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dwcli.connectors import placed
-from dwcli.contract import KEYED, Deletes, WriteDisposition
+from dwcli.contract import KEYED, Contract, Deletes, WriteDisposition
 from dwcli.documents import Document, invalid, nearest, read_document
 from dwcli.errors import ConfigError, NameUnknown, ProjectMissing
 from dwcli.references import environment, resolve, write_private
@@ -72,7 +72,6 @@ Name = Annotated[str, AfterValidator(checked_name)]
 Duration = Annotated[str, BeforeValidator(str), AfterValidator(_a_duration)]
 Size = Annotated[str, BeforeValidator(str), AfterValidator(_a_size)]
 Columns = Annotated[list[str], BeforeValidator(_as_list)]
-Contract = Literal["evolve", "freeze"]
 
 
 class ProjectConfig(BaseModel):
@@ -108,6 +107,9 @@ class PipelineConfig(BaseModel):
     lookback: Duration | int | None = Field(None, description="read again this far behind the cursor")
     columns: dict[str, str] = Field(default_factory=dict, description="types that override inferred ones")
     contract: Contract = Field("evolve", description="what a change of the source's schema may do")
+    max_rejects: int | None = Field(
+        None, ge=0, description="rows that may be set aside in etl_rejects; more, and the run fails"
+    )
     every: Duration | None = Field(None, description="how often it should run")
 
 

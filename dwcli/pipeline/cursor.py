@@ -56,6 +56,7 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
         run_id=run.id,
         overrides=job.columns,
         contract=job.contract,
+        max_rejects=job.max_rejects,
         fresh=fresh,
     )
     return cursor, plan

@@ -32,6 +32,7 @@ def plan_of(manifest: Manifest, job: Job) -> LoadPlan:
         run_id=manifest.run_id,
         overrides=job.columns,
         contract=job.contract,
+        max_rejects=job.max_rejects,
         fresh=manifest.fresh,
     )
 
@@ -96,9 +97,17 @@ def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, n
     )
     raw(data).execute(
         "update etl_audit_log set status = 'success', rows_loaded = %s, rows_read = %s, parquet_files = %s,"
-        " rows_inserted = %s, rows_updated = %s, finished_at = now(), error_code = null, error_message ="
-        " 'died before its COMMIT; loaded from the lake by the next run' where run_id = %s",
-        (counts.rows, manifest.rows, len(manifest.files), counts.inserted, counts.updated, manifest.run_id),
+        " rows_inserted = %s, rows_updated = %s, rows_rejected = %s, finished_at = now(), error_code = null,"
+        " error_message = 'died before its COMMIT; loaded from the lake by the next run' where run_id = %s",
+        (
+            counts.rows,
+            manifest.rows,
+            len(manifest.files),
+            counts.inserted,
+            counts.updated,
+            counts.rejected,
+            manifest.run_id,
+        ),
     )
     data.commit()
     run.healed.append(manifest.run_id)

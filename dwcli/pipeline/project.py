@@ -105,6 +105,7 @@ def job_of(project: Project, pipeline: Pipeline, jobs: int = 1, warehouse_url: s
         columns=config.columns,
         deletes=config.deletes,
         contract=config.contract,
+        max_rejects=config.max_rejects,
         keep=seconds(project.config.keep) if project.config.keep else None,
         config_hash=config_hash(pipeline),
         command=shlex.join(["dw", *sys.argv[1:]]),

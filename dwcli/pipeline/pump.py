@@ -50,9 +50,10 @@ def pump(run: Run, result: IngestionResult, load: Load) -> None:
     complete_rows(load)
     load.replaces.extend(run.replaces)
     run.values_changed = merged_counts([run.values_changed, load.values_changed])
-    if not run.rows_read == sum(file.rows for file in run.files) == load.rows:
+    if not run.rows_read == sum(file.rows for file in run.files) == load.rows + load.rejected:
         raise CountsDiffer(
-            f"{run.rows_read:,} rows read, {sum(f.rows for f in run.files):,} staged, {load.rows:,} loaded"
+            f"{run.rows_read:,} rows read, {sum(f.rows for f in run.files):,} staged, {load.rows:,} loaded,"
+            f" {load.rejected:,} set aside"
         )
 
 

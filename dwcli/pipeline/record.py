@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import Connection, Engine
 
 from dwcli.connectors import Connector
-from dwcli.contract import Deletes, WriteDisposition
+from dwcli.contract import Contract, Deletes, WriteDisposition
 from dwcli.errors import ConnectionFailed, DwError, RunStopped, WarehouseError
 from dwcli.events import Emit, SchemaChanged
 from dwcli.log import get_logger
@@ -69,7 +69,8 @@ class Job:
     cursor_nulls: str = "error"
     lookback: str | int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    contract: str = "evolve"
+    contract: Contract = "evolve"
+    max_rejects: int | None = None
     deletes: Deletes = "ignore"
     #: seconds that loaded snapshots stay in the lake; None for ever
     keep: float | None = None
@@ -152,7 +153,7 @@ def audit(run: Run, engine: Engine | Connection, status: str, error: DwError | N
             "rows_inserted": run.counts.inserted,
             "rows_updated": run.counts.updated,
             "rows_deleted": run.counts.deleted,
-            "rows_rejected": 0,
+            "rows_rejected": run.counts.rejected,
             "bytes_staged": run.bytes_staged,
             "cursor_from": run.cursor_from,
             "cursor_to": run.cursor_to,
@@ -216,7 +217,7 @@ def result_of(run: Run, error: DwError | None) -> dict[str, Any]:
         "rows_inserted": 0 if error else run.counts.inserted,
         "rows_updated": 0 if error else run.counts.updated,
         "rows_deleted": 0 if error else run.counts.deleted,
-        "rows_rejected": 0,
+        "rows_rejected": 0 if error else run.counts.rejected,
         "bytes_staged": run.bytes_staged,
         "cursor_from": run.cursor_from,
         "cursor_to": run.cursor_to,

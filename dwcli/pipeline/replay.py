@@ -188,4 +188,5 @@ def _added(one: Counts, other: Counts) -> Counts:
         one.inserted + other.inserted,
         one.updated + other.updated,
         one.deleted + other.deleted,
+        one.rejected + other.rejected,
     )

@@ -60,6 +60,7 @@ from dwcli.staging.merging import (
     refuse_null_keys,
 )
 from dwcli.staging.plan import Counts, Load, LoadPlan
+from dwcli.staging.rejecting import conform, may_refuse
 from dwcli.staging.writer import read_types
 
 #: How long a change of a table waits for its readers before it gives up.
@@ -157,6 +158,9 @@ def load_frame(load: Load, frame: pl.DataFrame, declared: Types, label: str, ing
     frame, declared = settle(frame, dict(declared))
     frame, changed = holdable(frame, declared)
     load.values_changed = merged_counts([load.values_changed, changed])
+    if may_refuse(load):
+        end_rows(load)
+        frame, declared = conform(load, frame, frame_types(frame, declared), label)
     types = frame_types(frame, declared) | {
         name: canonical(kind) for name, kind in load.plan.overrides.items() if name in frame.columns
     }
@@ -225,7 +229,7 @@ def _is_staged(load: Load) -> bool:
 
 def _ensure_target(load: Load, types: Types, frame: pl.DataFrame | None) -> Table:
     plan = load.plan
-    if load.target is None or load.plan.contract == "evolve":
+    if load.target is None or load.plan.contract != "freeze":
         if load.target is None:
             table, changes = ensure_table(
                 load.connection, load.schema, load.table, types, frame, plan.run_id, complete=False
@@ -300,7 +304,7 @@ def finish_load(load: Load) -> Counts:
         load.deleted += _delete_replaced(load)
         counts = _meet_target(load)
         gone = delete_gone(load)
-        return replace(counts, deleted=load.deleted + gone)
+        return replace(counts, deleted=load.deleted + gone, rejected=load.rejected)
 
 
 def _meet_target(load: Load) -> Counts:
