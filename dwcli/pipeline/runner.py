@@ -13,7 +13,6 @@ Nothing else decides what the next run does, so a run can be killed at any line 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -30,7 +29,6 @@ from dwcli.errors import (
     ConfigError,
     DwError,
     LakeError,
-    PipelineLocked,
     SourceError,
     UsageError,
 )
@@ -45,6 +43,7 @@ from dwcli.events import (
 from dwcli.log import get_logger
 from dwcli.pipeline.cursor import settle_cursor, where_to_begin
 from dwcli.pipeline.deletions import note_deletions, refuse_shrinking
+from dwcli.pipeline.lock import take_lock
 from dwcli.pipeline.pending import load_pending
 from dwcli.pipeline.pump import pump
 from dwcli.pipeline.record import (
@@ -170,7 +169,8 @@ def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
         run.warehouse_id = _prepare(engine)
         data = stack.enter_context(engine.connect())
         stack.callback(_hang_up, data)
-        _take_lock(run, data)
+        take_lock(raw(data), run.job.pipeline, run.id[:8])
+        data.commit()
         control = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
         mark_interrupted(raw(control), run.job.pipeline)
         audit(run, control, "running")
@@ -208,32 +208,6 @@ def _prepare(engine: Engine) -> str:
     except Exception as error:
         raise warehouse_error(error) from error
     return warehouse_id
-
-
-def _take_lock(run: Run, data: Connection) -> None:
-    """Hold the pipeline for as long as this session lives. Raises PipelineLocked, naming the holder."""
-    session = raw(data)
-    key = int.from_bytes(hashlib.sha256(run.job.pipeline.encode()).digest()[:8], signed=True)
-    session.execute(
-        "select set_config('application_name', %s, false)", (f"dw {run.id[:8]} {run.job.pipeline}"[:63],)
-    )
-    row = session.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone()
-    if not row or not row[0]:
-        holder = session.execute(
-            """
-            select split_part(application_name, ' ', 2), round(extract(epoch from now() - backend_start))
-            from pg_locks join pg_stat_activity using (pid)
-            where locktype = 'advisory' and granted and objsubid = 1
-              and (classid::bigint << 32 | objid::bigint) = %s
-            """,
-            (key,),
-        ).fetchone()
-        who = f" (run {holder[0]}, for {holder[1]} s)" if holder else ""
-        raise PipelineLocked(
-            f"{run.job.pipeline} is already running{who}",
-            hint="wait until it is done: dw status",
-        )
-    data.commit()
 
 
 def _load_and_commit(run: Run, data: Connection) -> None:

@@ -275,13 +275,18 @@ def open_snapshot(folder: Path, stem: str) -> Path:
 
 def discard_snapshot(marker: Path) -> int:
     """Remove the files of a snapshot that was begun and never finished. Returns how many."""
-    stem = marker.name.removesuffix(OPEN)
-    unfinished = [] if marker.with_name(stem + MANIFEST).exists() else list(marker.parent.glob(f"{stem}_*"))
-    for path in unfinished:
+    paths = unfinished(marker)
+    for path in [*paths, marker]:
         path.unlink(missing_ok=True)
-    marker.with_name(stem + MANIFEST + TEMPORARY).unlink(missing_ok=True)
-    marker.unlink(missing_ok=True)
-    return len(unfinished)
+    return len(paths)
+
+
+def unfinished(marker: Path) -> list[Path]:
+    """The files of a snapshot that was begun; of one that has its manifest, only what is half written."""
+    stem = marker.name.removesuffix(OPEN)
+    whole = marker.with_name(stem + MANIFEST)
+    half = whole.with_name(whole.name + TEMPORARY)
+    return [] if whole.exists() else [*marker.parent.glob(f"{stem}_*"), *([half] if half.exists() else [])]
 
 
 def set_aside(manifest: Path) -> None:
