@@ -18,7 +18,7 @@ ROUNDS ?= 3
 FAMILY_ROWS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test servers check format bench bench-families docs docs-serve docs-generate lock clean \
+.PHONY: help setup demo demo-clean test faults servers check format bench bench-families docs docs-serve docs-generate lock clean \
 	infra-up infra-down infra-status make-tests-staging make-tests-pipeline make-tests-all \
 	run-pipeline test-dw
 
@@ -53,6 +53,9 @@ $(VENV)/.servers: requirements/servers.txt $(READY)
 
 test: $(READY)  ## run the tests
 	$(PYTEST)
+
+faults: $(READY)  ## kill, race, cut off and damage runs at full size; the figures go to docs/reliability.md
+	$(BIN)/python -m tests.faults
 
 check: $(READY)  ## format, lint, types, room boundaries, generated docs
 	$(BIN)/ruff format --check .
