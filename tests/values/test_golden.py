@@ -99,11 +99,7 @@ def mysql() -> Iterator[Way]:
         names.append(f"golden_{secrets.token_hex(4)}")
         held = [(n, v) for n, v in held if _in_mysql(kind, v)]
         with (
-            closing(
-                pymysql.connect(
-                    **server, password=password, database=database, charset="utf8mb4", autocommit=True
-                )
-            ) as session,
+            closing(pymysql.connect(**server, charset="utf8mb4", autocommit=True)) as session,
             session.cursor() as cursor,
         ):
             cursor.execute(f"CREATE TABLE {names[-1]} (id INT PRIMARY KEY, v {MYSQL_TYPES[kind]})")
