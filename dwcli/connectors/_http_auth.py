@@ -79,11 +79,9 @@ def headers_of(config: Config, tokens: Tokens) -> dict[str, str]:
 def parameters_of(config: Config) -> dict[str, str]:
     """The query parameters that carry credentials."""
     api_key = config.api_key.get_secret_value()
-    return (
-        {config.api_key_name: api_key}
-        if api_key and config.auth != "none" and config.api_key_in == "query"
-        else {}
-    )
+    if not api_key or config.auth == "none" or config.api_key_in != "query":
+        return {}
+    return {config.api_key_name: api_key}
 
 
 def _basic(username: str, password: str) -> str:

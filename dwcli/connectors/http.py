@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -343,7 +343,7 @@ def _frames(
 
 def _frame(name: str, rows: list[Row], seen: Seen) -> Frame:
     """Rows as columns, each of the narrowest type that holds every value as it is written."""
-    given = list(dict.fromkeys(key for row in rows for key in row))
+    given = list(dict.fromkeys(chain.from_iterable(rows)))
     arrays: dict[str, Any] = {}
     for key, column in zip(given, unique_names(given), strict=True):
         values = [bytes(row[key]) if key in row else b"null" for row in rows]
