@@ -23,6 +23,9 @@ from fnmatch import translate
 from functools import partial
 from glob import has_magic
 from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import Field
 
 from dwcli.ahead import ahead
 from dwcli.connectors._formats import FileFields, Options, known_format, options_of
@@ -39,8 +42,21 @@ _HEAD_BYTES = 8 * 1024 * 1024
 _TEXT_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".ndjson", ".jsonl")
 
 
+Format = Literal["auto", "csv", "tsv", "json", "ndjson", "parquet", "excel"]
+
+
 class RemoteFileConfig(ConnectorConfig, FileFields):
     """What every connector for files on a server has in its `Config`."""
+
+    # What the files tell themselves is no question for the wizard.
+    format: Format = Field("auto", description="format of the files", json_schema_extra={"advanced": True})
+    sheet: str = Field(
+        "", description="sheet of a workbook, by name or number", json_schema_extra={"advanced": True}
+    )
+
+
+#: What is wrong when nothing comes for so long, in seconds, unless the config says otherwise.
+TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import trustme
 
+from dwcli.connectors._background import ask, end, start
+
 
 @dataclass
 class Place:
@@ -112,3 +114,63 @@ def ftp_place(folder: Path, tls: Certificates | None = None, **more: Any) -> Ite
         done.set()
         thread.join()
         server.close_all()
+
+
+@contextmanager
+def ssh_place(folder: Path, **more: Any) -> Iterator[Place]:
+    """asyncssh's own server over `folder`/files, for reader with the password s3cret or the key `folder`/key.
+
+    more: options of its listener, such as `sftp_factory`.
+    """
+    import asyncssh
+
+    root, fetched = folder / "files", []
+    root.mkdir(exist_ok=True)
+    host_key = asyncssh.generate_private_key("ssh-ed25519")
+    user_key = asyncssh.generate_private_key("ssh-ed25519")
+    user_key.write_private_key(folder / "key")
+    user_key.write_public_key(folder / "key.pub")
+
+    class Users(asyncssh.SSHServer):
+        def password_auth_supported(self) -> bool:
+            return True
+
+        def validate_password(self, username: str, password: str) -> bool:
+            return (username, password) == ("reader", "s3cret")
+
+    class Files(asyncssh.SFTPServer):
+        def __init__(self, chan: Any) -> None:
+            super().__init__(chan, chroot=str(root))
+
+        def open(self, path: bytes, pflags: int, attrs: Any) -> Any:
+            fetched.append(path.decode(errors="replace"))
+            return super().open(path, pflags, attrs)
+
+    background = start()
+
+    async def serve() -> Any:
+        options = {"sftp_factory": Files} | more
+        return await asyncssh.create_server(
+            Users,
+            "127.0.0.1",
+            0,
+            server_host_keys=[host_key],
+            authorized_client_keys=str(folder / "key.pub"),
+            **options,
+        )
+
+    server = ask(background, serve())
+    port = server.get_port()
+    known = folder / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{port} {host_key.export_public_key().decode()}")
+    config = {"protocol": "ssh", "host": "127.0.0.1", "port": port, "known_hosts": str(known)}
+    try:
+        yield folder_place(root, config | {"username": "reader", "password": "s3cret"}, fetched)
+    finally:
+
+        async def stop() -> None:
+            server.close()
+            await server.wait_closed()
+
+        ask(background, stop(), 5)
+        end(background)
