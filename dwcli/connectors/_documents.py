@@ -194,14 +194,15 @@ def json_form(plain: Callable[[Any], Any]) -> Callable[[Any, Changed], str]:
     encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=hook)
 
     def text(value: Any, changed: Changed) -> str:
-        strings.clear()
         data = encoder.encode(value)
         # The encoder writes null for a float that JSON has not.
         if b"null" in data and (count := _not_finite(value)):
             strings.clear()
             data = encoder.encode(_finite(value))
             strings[NOT_FINITE] += count
-        changed.update(strings)
+        if strings:
+            changed.update(strings)
+            strings.clear()
         return data.decode()
 
     return text

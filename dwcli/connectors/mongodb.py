@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -233,6 +234,11 @@ def _refused(client: Client, error: Exception) -> DwError:
         if "ssl" in why.lower() or "certificate" in why.lower():
             hint = "set tls_ca to the server's authority"
             return ConnectionFailed(f"no TLS with {where}", layer="tls", why=why, hint=hint)
+        if "internal hostnames" in why:
+            hint = "a tunnel or NAT: give uri with ?directConnection=true"
+            return ConnectionFailed(
+                f"{where} names servers that cannot be reached from here", layer="port", why=why, hint=hint
+            )
         hint = "check that the port is MongoDB's, and tls: a server with TLS closes plain connections"
         return ConnectionFailed(f"no MongoDB answers on {where}", layer="port", why=why, hint=hint)
     if isinstance(error, pymongo.errors.ConfigurationError):
@@ -734,8 +740,17 @@ def _forms(config: Config) -> Forms:
 
 
 def _decimal(value: Any) -> Decimal:
-    found: Decimal = value.to_decimal()
-    return Decimal("NaN") if found.is_nan() else found
+    """A Decimal128 with every digit; the driver's own way takes ten times as long.
+
+    The 16 bytes are a sign, 14 bits of exponent and 113 of coefficient (IEEE 754-2008, binary integer
+    decimal); two bits set at the exponent's head mark what is no plain number.
+    """
+    low, high = struct.unpack("<QQ", value.bid)
+    coefficient = (high & (1 << 49) - 1) << 64 | low
+    if high >> 61 & 3 == 3 or coefficient >= 10**34:
+        found: Decimal = value.to_decimal()
+        return Decimal("NaN") if found.is_nan() else found
+    return Decimal(f"{'-' if high >> 63 else ''}{coefficient}E{(high >> 49 & 0x3FFF) - 6176}")
 
 
 def _plain(value: Any) -> Any:
@@ -746,7 +761,7 @@ def _plain(value: Any) -> Any:
         case "Int64":
             return int(value)
         case "Decimal128":
-            return value.to_decimal()
+            return _decimal(value)
         case "DatetimeMS":
             return _iso(int(value))
         case "Binary":

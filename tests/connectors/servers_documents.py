@@ -109,7 +109,7 @@ def relay(port, limit=None):
 MONGO_ROOT = {"username": "root", "password": "root-word"}
 
 
-def _mongo_command(port, storage, *more):
+def mongo_command(port, storage, *more):
     program = needed(shutil.which("secantusd-py", path=Path(sys.executable).parent), "secantusdb")
     fixed = ["--host", "127.0.0.1", "--port", str(port), "--storage-path", str(storage)]
     return [program, *fixed, "--cache-size", "512M", "--log-level", "WARNING", *more]
@@ -122,11 +122,11 @@ def mongo_port(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mongo")
     port = free_port()
     with (
-        running(_mongo_command(port, folder / "data"), port, folder / "log", cwd=folder),
+        running(mongo_command(port, folder / "data"), port, folder / "log", cwd=folder),
         pymongo.MongoClient("127.0.0.1", port, serverSelectionTimeoutMS=30_000) as client,
     ):
         client.admin.command("createUser", "root", pwd=MONGO_ROOT["password"], roles=["root"])
-    with running(_mongo_command(port, folder / "data", "--auth"), port, folder / "log", cwd=folder):
+    with running(mongo_command(port, folder / "data", "--auth"), port, folder / "log", cwd=folder):
         yield port
 
 

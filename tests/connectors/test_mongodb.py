@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import random
 import re
 from collections import Counter
 from decimal import Decimal
@@ -12,7 +13,9 @@ from uuid import UUID
 
 import bson
 import polars as pl
+import pymongo
 import pytest
+import trustme
 from bson import (
     Binary,
     Code,
@@ -31,7 +34,15 @@ from dwcli.connectors import create_connector, mongodb
 from dwcli.connectors._documents import document_items
 from dwcli.contract import Cursor
 from dwcli.errors import ConfigError, ConnectionFailed, QueryFailed, ResourceMissing, SourceData
-from tests.connectors.servers_documents import MONGO_ROOT, free_port, mongo, mongo_port, relay  # noqa: F401
+from tests.connectors.servers_documents import (  # noqa: F401
+    MONGO_ROOT,
+    free_port,
+    mongo,
+    mongo_command,
+    mongo_port,
+    relay,
+    running,
+)
 from tests.pipeline import runs
 
 UTC = datetime.UTC
@@ -110,6 +121,14 @@ def test_numbers_that_are_none_are_told(mongo, source):  # noqa: F811
     frame, _, (item,) = read(source(), "f")
     assert frame["d"].is_nan().all() and json.loads(frame["j"][0]) == ["-Infinity", None, "NaN", 1.5]
     assert item.metadata["changed"] == {"j: NaN or Infinity in JSON → string": 2}
+
+
+def test_decimals_are_decoded_as_the_driver_does():
+    generator = random.Random(1)
+    texts = [f"{generator.randrange(10**34)}E{generator.randint(-6176, 6111)}" for _ in range(500)]
+    for text in [*texts, "-0", "0E-6176", "-1", "9999999999999999999999999999999999E+6111"]:
+        value = Decimal128(text)
+        assert mongodb._decimal(value).as_tuple() == value.to_decimal().as_tuple()
 
 
 def test_dates_beyond_python_arrive_as_postgresql_writes_them():
@@ -416,6 +435,34 @@ def test_each_layer_of_a_failed_connection_is_named(mongo, mongo_port, source): 
     with pytest.raises(ConfigError) as refused:
         source(uri="mongodb://root:secret@word@127.0.0.1/", username="")
     assert "secret" not in f"{refused.value} {refused.value.why} {refused.value.hint}"
+
+
+def test_tls_is_checked_against_the_given_authority(tmp_path, monkeypatch):
+    monkeypatch.setattr(mongodb, "TIMEOUT_SECONDS", 1.5)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    port = free_port()
+    files = ["--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file", str(tmp_path / "key.pem")]
+    command = mongo_command(port, tmp_path / "data", *files)
+    config = {"protocol": "mongodb", "host": "127.0.0.1", "port": port, "database": "x"}
+
+    def connected(**more):
+        connector = create_connector(config | more)
+        connector.connect()
+        return connector
+
+    with running(command, port, tmp_path / "log", cwd=tmp_path):
+        with pymongo.MongoClient("127.0.0.1", port, tlsCAFile=str(tmp_path / "ca.pem"), tls=True) as client:
+            client.x.t.insert_one({"_id": 1})
+        connector = connected(tls_ca=str(tmp_path / "ca.pem"))
+        assert read(connector, "t")[0].rows() == [(1,)]
+        connector.close()
+        with pytest.raises(ConnectionFailed) as caught:
+            connected(tls=True)
+        assert caught.value.layer == "tls" and "tls_ca" in caught.value.hint
 
 
 def test_runs_into_postgresql_and_again(mongo, mongo_port, warehouse_url, warehouse, tmp_path):  # noqa: F811
