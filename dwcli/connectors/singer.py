@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from dwcli.connectors import _singerrows, _singertap
+from dwcli.connectors._within import within
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, CursorCandidate, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import QueryFailed, ResourceMissing, SourceData
@@ -283,7 +284,9 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
                 tap.name, names, _singerrows.fields_of(stream.get("schema") or {}), client.config.batch_bytes
             )
             for item in _singerrows.items_of(reading, _singertap.output(tap)):
-                yield _within(item, cursor, query)
+                # what a key merges is let through: a tap may look back for rows that were committed late
+                late = cursor.again and cursor.end is None
+                yield item if late else within(item, cursor, query)
         finally:
             client.running.remove(tap)
             _singertap.release(tap)
@@ -296,23 +299,3 @@ def _state(position: Any) -> Any:
             hint="read everything again: dw run NAME --full-refresh",
         )
     return position["state"]
-
-
-def _within(item: IngestedItem, cursor: Cursor, query: str) -> IngestedItem:
-    """The rows within the cursor's bounds, for a tap may give some that it gave before.
-
-    Those that a key merges are all let through: a tap may look back for rows that were committed late.
-    """
-    if not cursor.column or (cursor.start is None and cursor.end is None):
-        return item
-    if cursor.again and cursor.end is None:
-        return item
-    import polars as pl
-
-    from dwcli.connectors._formats import SOURCE_PATH, Frame
-    from dwcli.connectors._formats.items import within
-
-    assert isinstance(item.payload, pl.DataFrame)
-    named = item.payload.with_columns(pl.lit(query).alias(SOURCE_PATH))
-    kept = within(Frame(named, dict(item.types)), cursor).data
-    return replace(item, payload=kept.drop(SOURCE_PATH))
