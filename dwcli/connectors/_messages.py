@@ -30,8 +30,8 @@ from pydantic import BaseModel, Field
 from dwcli.connectors._formats.json_file import MAX_DEPTH, type_values
 from dwcli.connectors._formats.texts import POSTGRES, Kind
 from dwcli.connectors._rows import fill_values
-from dwcli.contract import Column, IngestedItem, Resource
-from dwcli.errors import ConnectionFailed
+from dwcli.contract import Column, Cursor, IngestedItem, Resource
+from dwcli.errors import ConfigError, ConnectionFailed
 
 #: What the bytes of a message are.
 ValueFormat = Literal["json", "text", "bytes"]
@@ -57,7 +57,10 @@ class MessageFields(BaseModel):
     """Config fields of every message source, to stand beside ConnectorConfig."""
 
     max_messages: int | None = Field(
-        None, ge=1, description="most messages that one run takes, all that wait if empty"
+        None,
+        ge=1,
+        description="most messages that one run takes, all that wait if empty",
+        json_schema_extra={"advanced": True},
     )
     max_wait_seconds: float | None = Field(
         None,
@@ -71,7 +74,11 @@ class MessageFields(BaseModel):
         description="seconds without a message after which a source that cannot tell its end is read to it",
         json_schema_extra={"advanced": True},
     )
-    expand: bool = Field(True, description="whether fields of JSON objects become columns")
+    expand: bool = Field(
+        True,
+        description="whether fields of JSON objects become columns",
+        json_schema_extra={"advanced": True},
+    )
 
 
 class Message(NamedTuple):
@@ -288,10 +295,11 @@ def texts_of(values: Sequence[bytes | str | None]) -> tuple[pl.Series, pl.Series
                 texts.append(None)
         else:
             texts.append(value)
-    return pl.Series(values=texts, dtype=pl.String), _raw(raw, len(texts))
+    return pl.Series(values=texts, dtype=pl.String), raw_series(raw, len(texts))
 
 
-def _raw(raw: Mapping[int, bytes], count: int) -> pl.Series | None:
+def raw_series(raw: Mapping[int, bytes], count: int) -> pl.Series | None:
+    """Bytes by row number as a column, or None where there are none."""
     return pl.Series(values=[raw.get(n) for n in range(count)], dtype=pl.Binary) if raw else None
 
 
@@ -375,7 +383,7 @@ def decode_json(shape: Shape, values: Sequence[bytes | None]) -> Decoded:
         texts.append(text)
         rows.append(row)
     payload = pl.Series(values=texts, dtype=pl.String)
-    decoded = with_raw(payload, "jsonb", _raw(raw, len(texts)), "not JSON")
+    decoded = with_raw(payload, "jsonb", raw_series(raw, len(texts)), "not JSON")
     if not shape.expand:
         return decoded
     columns, types, changed = _fields(shape, rows)
@@ -446,3 +454,15 @@ def field_name(shape: Shape, key: str) -> str:
     while rest not in shape.reserved and rest.startswith("payload_"):
         rest = rest.removeprefix("payload_")
     return f"payload_{key}" if not rest or rest in shape.reserved else key
+
+
+def refuse_cursor(cursor: Cursor, what: str) -> None:
+    """Raise ConfigError for a cursor column: a stream keeps its own place.
+
+    what: the kind of thing that is read, with its article.
+    """
+    if cursor.column:
+        raise ConfigError(
+            f"{what} has no cursor column: it keeps its own place",
+            hint=f"take the line 'cursor: {cursor.column}' out of the source file",
+        )
