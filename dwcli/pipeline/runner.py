@@ -355,7 +355,10 @@ def _refuse_to_lose(run: Run, connector: Connector) -> None:
             why="each run reads what is new, so the rows of earlier runs would be lost",
             hint="write: append, or merge with a key",
         )
-    if getattr(connector.module, "FORGETS", False) and run.options.full_refresh:
+    forgets = getattr(connector.module, "FORGETS", False)
+    if isinstance(forgets, str):
+        forgets = bool(getattr(connector.config, forgets))
+    if forgets and run.options.full_refresh:
         raise UsageError(
             f"{run.job.pipeline} cannot be read again: its source drops what has been loaded",
             hint=f"rebuild the table from the lake: dw replay {run.job.pipeline}",
