@@ -6,6 +6,7 @@ their end. Bodies up to `batch_bytes` stay in memory, larger ones lie in a tempo
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import mmap
 import random
@@ -284,6 +285,12 @@ def _broken(client: Client, url: str, error: Exception, name: str) -> Exception:
 
 def _body(client: Client, response: httpx2.Response, name: str) -> Any:
     """The unpacked bytes, as UTF-8. Raises SourceData for a body that is cut off or too large."""
+    with contextlib.ExitStack() as files:  # a body that breaks off leaves no file open
+        return _held(client, response, name, files)
+
+
+def _held(client: Client, response: httpx2.Response, name: str, files: contextlib.ExitStack) -> Any:
+    """Those bytes in memory, or mapped from a temporary file where there are more than a batch."""
     limit, held, size = client.config.batch_bytes, bytearray(), 0
     spool: IO[bytes] | None = None
     for chunk in _as_utf8(_unpacked(_moving(client, response), response.headers, name), response, name):
@@ -294,7 +301,7 @@ def _body(client: Client, response: httpx2.Response, name: str) -> Any:
                 hint="ask for smaller pages, or raise max_page_bytes",
             )
         if spool is None and size > limit:
-            spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its memory map
+            spool = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - `files` closes it
             spool.write(held)
             held = bytearray()
         if spool is None:
@@ -303,9 +310,8 @@ def _body(client: Client, response: httpx2.Response, name: str) -> Any:
             spool.write(chunk)
     if spool is None:
         return bytes(held)
-    with spool:
-        spool.flush()
-        return mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
+    spool.flush()
+    return mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _moving(client: Client, response: httpx2.Response) -> Iterator[bytes]:

@@ -285,8 +285,9 @@ def test_memory_bound(case: Case, protocol: str, place: Place) -> None:
     finally:
         connector.close()
     assert sum(frame.height for frame in frames) == len(rows)
-    assert len(frames) >= 10
-    assert max(frame.estimated_size() for frame in frames) <= 3 * BATCH_BYTES
+    assert len(frames) >= 6
+    # a batch is full when it is over the bound: by one read of a pipe or a socket at most
+    assert max(frame.estimated_size() for frame in frames) <= 2 * BATCH_BYTES + 256 * 1024
 
 
 # -- the suite itself ---------------------------------------------------------------------------------

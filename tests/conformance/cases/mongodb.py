@@ -16,7 +16,7 @@ from bson import Decimal128
 
 from tests.conformance.case import SERVERS, Case, Place, Row
 from tests.conformance.cases._json import TYPES
-from tests.connectors.servers_documents import MONGO_ROOT, _mongo_command, free_port, running
+from tests.connectors.servers_documents import MONGO_ROOT, free_port, mongo_command, running
 
 
 @cache
@@ -25,11 +25,11 @@ def server() -> int:
     SERVERS.callback(server.cache_clear)
     folder, port = Path(SERVERS.enter_context(TemporaryDirectory())), free_port()
     with (
-        running(_mongo_command(port, folder / "data"), port, folder / "log", cwd=folder),
+        running(mongo_command(port, folder / "data"), port, folder / "log", cwd=folder),
         pymongo.MongoClient("127.0.0.1", port) as client,
     ):
         client.admin.command("createUser", "root", pwd=MONGO_ROOT["password"], roles=["root"])
-    command = _mongo_command(port, folder / "data", "--auth")
+    command = mongo_command(port, folder / "data", "--auth")
     SERVERS.enter_context(running(command, port, folder / "log", cwd=folder))
     return port
 
@@ -61,4 +61,9 @@ CASE = Case(
     types={**TYPES, "_id": "text"},
     strange_name="größe 日本",
     wrong_password={"password": "secret-word"},
+    # a replica set tells its own addresses, which a client would follow past the proxy
+    through=lambda config, port: {
+        "database": config["database"],
+        "uri": f"mongodb://root:{config['password']}@127.0.0.1:{port}/?directConnection=true",
+    },
 )
