@@ -50,7 +50,7 @@ log = get_logger(__name__)
 
 DEFAULT_PORT = 9092
 #: For an answer about topics or offsets.
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 10.0
 #: One call into the driver, so that Ctrl-C is noticed.
 _CALL_SECONDS = 1.0
 #: `consume` waits until all messages that it was asked for are there, or for so long.
@@ -162,7 +162,7 @@ def connect(config: Config) -> Client:
     closed = threading.Event()
     client = Client(config, _open(config, closed), closed, _registry(config))
     try:
-        _topics(client)
+        _hello(client)
         if client.registry is not None:
             _avro.check(client.registry)
     except BaseException:
@@ -336,6 +336,21 @@ def _refused_settings(config: Config, why: str) -> ConnectionFailed:
     )
 
 
+def _hello(client: Client) -> None:
+    """The first question. Raises ConnectionFailed with the layer that failed."""
+    try:
+        _topics(client)
+    except ConnectionFailed as error:
+        if error.layer != "lost" or client.config.security_protocol.endswith("ssl"):
+            raise
+        raise ConnectionFailed(
+            f"{client.config.bootstrap_servers} does not speak Kafka without TLS",
+            layer="tls",
+            why=error.why,
+            hint="check security_protocol: ssl or sasl_ssl where the brokers want TLS",
+        ) from None
+
+
 def _registry(config: Config) -> _avro.Registry | None:
     if "avro" not in (config.value_format, config.key_format):
         return None
@@ -437,6 +452,7 @@ _PASSING = (
     "_WAIT_COORD",
 )
 _UNREACHED = ("_RESOLVE", "_TRANSPORT")
+_TLS_FAILED = "SSL handshake failed"
 
 
 def _refuse_closed(consumer: Consumer) -> None:
@@ -446,9 +462,9 @@ def _refuse_closed(consumer: Consumer) -> None:
 
 def _refuse_told(consumer: Consumer, topic: str) -> None:
     """Raise for an error that the driver has told of and that does not pass by waiting."""
-    told = next((e for e in consumer.errors if e.name() in ("_AUTHENTICATION", "_SSL")), None)
-    if told is not None:
-        raise _error(told, topic)
+    for error in consumer.errors:
+        if error.name() in ("_AUTHENTICATION", "_SSL") or _TLS_FAILED in str(error.str()):
+            raise _error(error, topic)
 
 
 def _error(error: Any, topic: str = "") -> DwError:
@@ -456,12 +472,12 @@ def _error(error: Any, topic: str = "") -> DwError:
     name, why = str(error.name()), _reason(str(error.str()))
     if name in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED"):
         return ConnectionFailed(
-            "Kafka refused the login",
+            "Kafka refuses the login",
             layer="login",
             why=why,
             hint="check sasl_mechanism, sasl_username and sasl_password",
         )
-    if name == "_SSL":
+    if name == "_SSL" or _TLS_FAILED in why:
         return ConnectionFailed(
             "no TLS connection to Kafka",
             layer="tls",
