@@ -110,7 +110,7 @@ def test_messages_become_rows(broker, queue, source):
     assert first["event_time"] == datetime.fromtimestamp(1700000000, UTC)
     assert first["metadata"] == (
         '{"content_type":"application/json","headers":{"a":1,"b":{"base64":"/w=="},"c":[true,null],'
-        '"d":{"e":"1.5"},"f":"2024-01-02T00:00:00"}}'
+        '"d":{"e":"1.5"},"f":"2024-01-02T00:00:00+00:00"}}'
     )
     assert second["payload"] is None and second["payload_raw"] == b"not json \xff"
     assert second["message_id"] is second["event_time"] is second["metadata"] is third["payload"] is None
