@@ -219,7 +219,10 @@ def _follow(client: Client, request: Request, name: str) -> Answer | None:
     while True:
         url = seen[-1]
         if needs_token(config, client.tokens):
-            fetch_token(client.http, config, client.tokens)
+            try:
+                fetch_token(client.http, config, client.tokens)
+            except ConnectionFailed as error:
+                raise _Again(error) if error.layer == "lost" else error from None
         answer, location, moved = _receive(client, replace(request, url=url), name)
         if not location:
             return answer
@@ -268,6 +271,8 @@ def _receive(client: Client, request: Request, name: str) -> tuple[Answer | None
         client.receiving.remove(response)
         response.close()
     _note_limits(client, response.headers)
+    if response.status_code == 202:
+        raise _Again(QueryFailed(f"{name}: the answer is not ready yet", why="status 202"))
     if response.status_code >= 400:
         raise _refused(client, response, packed, name)
     link = response.links.get("next", {}).get("url", "")

@@ -32,7 +32,7 @@ from dwcli.connectors._http_send import Client, Request
 from dwcli.connectors._probe import reach
 from dwcli.connectors._rows import slices
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, IngestedItem, Resource
-from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData
+from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 from dwcli.log import get_logger
 
 if TYPE_CHECKING:
@@ -236,10 +236,12 @@ def _offered(config: Config, body: Any) -> list[str]:
 
 def _from_openapi(client: Client) -> list[str]:
     """The paths without parameters that an OpenAPI document beside the base address lets one GET."""
+    import msgspec
+
     try:
-        body = sending.send(client, Request(client.config.base_url + "/openapi.json"), "openapi.json").body
-        paths = fields(at(body, "paths"))
-    except Exception:
+        answer = sending.send(client, Request(_address(client.config, "openapi.json")), "openapi.json")
+        paths = fields(at(answer.body, "paths"))
+    except (DwError, msgspec.DecodeError):
         return []
     return [path for path, methods in paths.items() if "{" not in path and "get" in fields(methods)]
 
