@@ -668,23 +668,50 @@ def test_a_server_that_does_not_answer_is_given_up(api, source):
     assert error.value.layer == "lost"
 
 
-def test_closing_the_connector_ends_a_read(api, source):
+@pytest.mark.parametrize("how", ["silent", "busy"])
+def test_closing_the_connector_ends_a_read(api, source, how):
     begun, silence = threading.Event(), threading.Event()
 
     def route(asked):
         if "page" not in asked.query:
             return {"items": [{"id": 1}], "next": "?page=2"}
         begun.set()
+        if how == "silent":
+            silence.wait(30)
         return Reply(status=503, headers={"Retry-After": "200"})
 
     api.routes["/r"] = route
     connector = source()
-    client = connector.client
-    threading.Thread(target=lambda: (begun.wait(10), connector.close()), daemon=True).start()
+    closing = threading.Thread(target=lambda: (begun.wait(10), connector.close()), daemon=True)
+    closing.start()
+    started = time.monotonic()
     with pytest.raises(ConnectionFailed, match="closed"):
         rows(connector, "/r")
-    assert client.stopped.is_set()
     silence.set()
+    closing.join(10)
+    assert time.monotonic() - started < 5
+
+
+def test_a_read_that_is_not_wanted_any_more_ends_at_once(api, source):
+    asked_for, silence = threading.Event(), threading.Event()
+
+    def route(asked):
+        if "page" in asked.query:
+            asked_for.set()
+            silence.wait(30)
+        return {"items": [{"id": 1, "big": "x" * 200_000}], "next": "?page=2"}
+
+    api.routes["/r"] = route
+    connector = source(batch_bytes=65536)
+    found = connector.fetch_data("/r").items
+    next(iter(found))
+    assert asked_for.wait(10)
+    started = time.monotonic()
+    found.close()
+    assert time.monotonic() - started < 3
+    silence.set()
+    api.routes["/r"] = lambda asked: [{"id": 2}]
+    assert ids(connector, "/r") == [2]
 
 
 # -- credentials ---------------------------------------------------------------------------------------
