@@ -115,7 +115,7 @@ def needs_token(config: Config, tokens: Tokens) -> bool:
 
 
 def fetch_token(client: httpx2.Client, config: Config, tokens: Tokens) -> None:
-    """Ask the token endpoint for a new token. Raises ConnectionFailed with layer `login`, `port` or `tls`.
+    """Ask the token endpoint for a new token. Raises ConnectionFailed; layer `lost` may pass.
 
     The client's id and secret go into the Authorization header, as servers have to accept; where one
     answers 400 or 401, into the form.
@@ -127,6 +127,10 @@ def fetch_token(client: httpx2.Client, config: Config, tokens: Tokens) -> None:
         if retried == 200:
             status, body, tokens.in_form = retried, second, True
     token = body.get("access_token")
+    if status == 429 or status >= 500:
+        raise ConnectionFailed(
+            f"{_host(url)} gives no OAuth2 token", "lost", f"status {status}", "run it again later"
+        )
     if status != 200 or not isinstance(token, str) or not token:
         why = str(body.get("error_description") or body.get("error") or f"status {status}")
         raise ConnectionFailed(

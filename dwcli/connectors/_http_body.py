@@ -177,6 +177,9 @@ def refuse_error(body: Any, name: str) -> None:
         if first_byte(value) in "[{" and not bytes(value).strip(b"[{}] \t\r\n"):
             continue
         raise QueryFailed(f"{name}: the answer is an error", why=error_text(body))
+    failed = any(scalar(top.get(key)) is False for key in ("success", "ok"))
+    if failed or ("message" in top and scalar(top.get("status")) in ("error", "fail", "failed")):
+        raise QueryFailed(f"{name}: the answer is an error", why=error_text(body))
 
 
 def error_text(body: Any) -> str:

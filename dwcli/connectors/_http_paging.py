@@ -64,6 +64,10 @@ _TOTAL_HEADERS = ("x-total-count", "x-total", "x-wp-total")
 _LAST_HEADERS = ("x-total-pages", "x-wp-totalpages")
 #: Fields that mean that there is more, where nothing tells how to use them.
 _UNCLEAR = ("next", "next_id", "nextId", "cursor", "next_key", "nextKey", "next_marker", "NextMarker")
+#: Fields that are null, or not there, on the last page.
+_ENDS = ("next", "next_url", "nextUrl", "next_link", "nextLink", "next_page_url", "nextPageUrl", *_CURSORS)
+#: Content-Range: 0-99/250, as PostgREST sends it with every answer
+_RANGE = re.compile(r"\d+-\d+/(?:\d+|\*)")
 _AFTER = re.compile(r"\$(\w*after\w*)\s*:", re.IGNORECASE)
 
 
@@ -142,7 +146,8 @@ def pages(client: Client, request: Request, data_path: str, name: str) -> Iterat
 
 
 def _beyond(error: Exception) -> bool:
-    return isinstance(error, ResourceMissing) or "status 400" in getattr(error, "why", "")
+    why = str(getattr(error, "why", ""))
+    return isinstance(error, ResourceMissing) or why.startswith(("status 400", "status 416"))
 
 
 def _loop(name: str, number: int, why: str) -> SourceData:
@@ -246,6 +251,10 @@ def _found_plan(config: Config, request: Request, page: Page, name: str) -> Plan
         )
     if (offset := _named(page, _OFFSETS)) and _total(page) is not None:
         return Plan("offset", param or offset.rpartition(".")[2])
+    if _RANGE.search(page.answer.headers.get("content-range", "")):
+        return Plan("offset", param or "offset")
+    if _ended(page):
+        return _NONE
     for names, mode in ((("page", "page_number", "pageNumber"), "page"), (_OFFSETS, "offset")):
         if used := _param(given, names, ""):
             return Plan(mode, param or used, from_zero=mode == "page" and given[used] == "0")
@@ -322,6 +331,15 @@ def _more(page: Page) -> bool | None:
     return None
 
 
+def _ended(page: Page) -> bool:
+    """Whether the answer says by itself that this is the last page: `has_more` is false, `next` is null."""
+    nothing = ("", None, False, "0")
+    named = [value for inside in page.places.values() for name in _ENDS if (value := inside.get(name))]
+    return _more(page) is False or bool(
+        named and all(first_byte(value) not in "{[" and scalar(value) in nothing for value in named)
+    )
+
+
 # -- going on -------------------------------------------------------------------------------------------
 
 
@@ -337,7 +355,7 @@ def _following(
             return _led(config, request, page, value if isinstance(value, str) else "", name)
         case "cursor":
             value = scalar(at(page.body, plan.path)) if plan.path else None
-            if not isinstance(value, str) or not value or _more(page) is False:
+            if not isinstance(value, str) or value in ("", "0") or _more(page) is False:
                 return None
             return replace(request, url=with_parameters(request.url, {plan.param: value}))
         case "last_id":
@@ -372,7 +390,7 @@ def _counted(plan: Plan, request: Request, page: Page, rows_so_far: int) -> Requ
 
     A page with few rows is no end: servers give fewer than they are asked for.
     """
-    if not page.count or _more(page) is False:
+    if not page.count or _ended(page):
         return None
     total = _total(page)
     if total is not None and rows_so_far >= total > page.count:

@@ -32,7 +32,7 @@ from dwcli.connectors._http_send import Client, Request
 from dwcli.connectors._probe import reach
 from dwcli.connectors._rows import slices
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, IngestedItem, Resource
-from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData
+from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 from dwcli.log import get_logger
 
 if TYPE_CHECKING:
@@ -236,10 +236,12 @@ def _offered(config: Config, body: Any) -> list[str]:
 
 def _from_openapi(client: Client) -> list[str]:
     """The paths without parameters that an OpenAPI document beside the base address lets one GET."""
+    import msgspec
+
     try:
-        body = sending.send(client, Request(client.config.base_url + "/openapi.json"), "openapi.json").body
-        paths = fields(at(body, "paths"))
-    except Exception:
+        answer = sending.send(client, Request(_address(client.config, "openapi.json")), "openapi.json")
+        paths = fields(at(answer.body, "paths"))
+    except (DwError, msgspec.DecodeError):
         return []
     return [path for path, methods in paths.items() if "{" not in path and "get" in fields(methods)]
 
@@ -248,8 +250,9 @@ def describe(client: Client, query: str) -> Resource:
     """Columns and cursor candidates, from the first page. Raises what `read` raises."""
     config = client.config
     seen: Seen = {}
+    mine = sending.for_a_read(client)
     sample = min(config.batch_bytes, _SAMPLE_BYTES)
-    frames = _frames(client, query, _first_with_rows(_pages(client, query, Cursor())), sample, seen)
+    frames = _frames(mine, query, _first_with_rows(_pages(mine, query, Cursor())), sample, seen)
     with closing(frames):
         frame = next(frames, None)
     if frame is None:
@@ -289,7 +292,8 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     limit = client.config.batch_bytes
     held: list[Frame] = []
     size = 0
-    with closing(_frames(client, query, _pages(client, query, cursor), limit, {})) as frames:
+    mine = sending.for_a_read(client)
+    with closing(_frames(mine, query, _pages(mine, query, cursor), limit, {})) as frames:
         for frame in frames:
             kept = within(frame, cursor)
             bytes_of_it = int(kept.data.estimated_size())
@@ -298,6 +302,9 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
                 held, size = [], 0
             held.append(kept)
             size += bytes_of_it
+            if size >= limit:
+                yield from _items(held, limit)
+                held, size = [], 0
     yield from _items(held, limit)
 
 
@@ -326,19 +333,35 @@ def _frames(
     rows: list[Row] = []
     size = 0
     with closing(ahead(arriving)) as fetched:
-        for page, added in fetched:
-            for some, length in rows_in(page.rows, name, block):
-                if page.node:
-                    some = unwrapped(some, page.node)
-                if config.flatten:
-                    some = flattened(some, names)
-                rows += _with(added, some, name) if added else some
-                size += length
-                if size >= block:
-                    yield _frame(name, rows, seen)
-                    rows, size = [], 0
+        try:
+            for page, added in fetched:
+                for some, length in rows_in(page.rows, name, block):
+                    rows += _made(config, some, page.node, added, names, name)
+                    size += length
+                    if size >= block:
+                        yield _frame(name, rows, seen)
+                        rows, size = [], 0
+        except BaseException:
+            sending.stop(client)  # before the thread that waits for it is joined
+            raise
     if rows:
         yield _frame(name, rows, seen)
+
+
+def _made(
+    config: Config,
+    rows: list[Row],
+    node: str,
+    added: Mapping[str, Any],
+    names: dict[tuple[str, ...], str],
+    name: str,
+) -> list[Row]:
+    """Rows as they are loaded: out of their `edges`, flattened, with their parent's fields."""
+    if node:
+        rows = unwrapped(rows, node)
+    if config.flatten:
+        rows = flattened(rows, names)
+    return _with(added, rows, name) if added else rows
 
 
 def _frame(name: str, rows: list[Row], seen: Seen) -> Frame:

@@ -230,6 +230,11 @@ def test_a_type_that_widens_stays_wide(api, source):
     assert item.payload["v"].to_list() == ["1", "x"]
 
 
+def test_endpoints_may_have_any_name(api, source):
+    api.routes["/%C3%BCber%20uns"] = lambda asked: [{"id": asked.query["q"]}]
+    assert ids(source(), "/über uns?q=é b") == ["é b"]
+
+
 # -- paging --------------------------------------------------------------------------------------------
 
 
@@ -303,9 +308,24 @@ def has_more(asked, api):
     return {"object": "list", "data": found, "has_more": after + 100 < 250}
 
 
+def postgrest(asked, api):
+    offset = int(asked.query.get("offset", 0))
+    found = numbered(1, 251)[offset : offset + 100]
+    if not found:
+        return Reply(b'{"message": "Requested range not satisfiable"}', 416)
+    content_range = f"{offset}-{offset + len(found) - 1}/*"
+    return Reply(json.dumps(found).encode(), 206, {"Content-Range": content_range})
+
+
+def cursor_that_ends_with_zero(asked, api):
+    found, page, more = paged(asked, param="cursor")
+    return {"users": found, "next_cursor": page + 1 if more else 0}
+
+
 STYLES = [
     link_header, relative_link, odata, hal, cursor_in_body, cursor_in_meta, cursor_of_hubspot,
     next_page_number, page_and_total_pages, pages_from_zero, offset_and_total, jira, has_more,
+    postgrest, cursor_that_ends_with_zero,
 ]  # fmt: skip
 
 
@@ -313,7 +333,7 @@ STYLES = [
 def test_how_a_source_pages_is_found_in_its_first_answer(api, source, style):
     api.routes["/r"] = lambda asked: style(asked, api)
     assert ids(source(), "/r") == ALL
-    assert len(api.asked) == 3
+    assert len(api.asked) == 3 + (style is postgrest)
 
 
 @pytest.mark.parametrize(
@@ -356,6 +376,12 @@ def test_a_404_behind_the_last_page_is_the_end(api, source):
 
     api.routes["/r"] = route
     assert ids(source(pagination="page"), "/r") == ALL
+
+
+def test_a_last_page_that_says_so_is_the_end(api, source):
+    api.routes["/r"] = lambda asked: {"items": [{"id": 1}], "next": None, "previous": None}
+    assert ids(source(), "/r?page=1") == [1]
+    assert len(api.asked) == 1
 
 
 def test_a_short_page_is_no_end(api, source):
@@ -508,6 +534,8 @@ def test_values_that_are_no_objects_are_a_column(api, source):
         (Reply('[{"s": "é"}]'.encode("latin-1")), SourceData, "not in UTF-8"),
         (Reply(b'{"error": {"message": "quota used up"}}'), QueryFailed, "is an error"),
         (Reply(b'{"errors": ["bad"], "data": []}'), QueryFailed, "is an error"),
+        (Reply(b'{"success": false, "message": "bad", "data": []}'), QueryFailed, "is an error"),
+        (Reply(b'{"status": "error", "message": "bad"}'), QueryFailed, "is an error"),
         (Reply(b'{"message": "bad filter"}', 400), QueryFailed, "refuses"),
         (Reply(b'{"message": "no"}', 403), ConnectionFailed, "may not read"),
         (Reply(b"{}", 404), ResourceMissing, "no such endpoint"),
@@ -561,6 +589,7 @@ def failing(times, reply, then=b'[{"id": 1}]'):
     [
         Reply(status=500),
         Reply(status=503),
+        Reply(status=202),
         Reply(b"<html>busy</html>", 429),
         Reply(status=429, headers={"Retry-After": "0"}),
         Reply(status=429, headers={"Retry-After": "-5"}),
@@ -639,23 +668,50 @@ def test_a_server_that_does_not_answer_is_given_up(api, source):
     assert error.value.layer == "lost"
 
 
-def test_closing_the_connector_ends_a_read(api, source):
+@pytest.mark.parametrize("how", ["silent", "busy"])
+def test_closing_the_connector_ends_a_read(api, source, how):
     begun, silence = threading.Event(), threading.Event()
 
     def route(asked):
         if "page" not in asked.query:
             return {"items": [{"id": 1}], "next": "?page=2"}
         begun.set()
+        if how == "silent":
+            silence.wait(30)
         return Reply(status=503, headers={"Retry-After": "200"})
 
     api.routes["/r"] = route
     connector = source()
-    client = connector.client
-    threading.Thread(target=lambda: (begun.wait(10), connector.close()), daemon=True).start()
+    closing = threading.Thread(target=lambda: (begun.wait(10), connector.close()), daemon=True)
+    closing.start()
+    started = time.monotonic()
     with pytest.raises(ConnectionFailed, match="closed"):
         rows(connector, "/r")
-    assert client.stopped.is_set()
     silence.set()
+    closing.join(10)
+    assert time.monotonic() - started < 5
+
+
+def test_a_read_that_is_not_wanted_any_more_ends_at_once(api, source):
+    asked_for, silence = threading.Event(), threading.Event()
+
+    def route(asked):
+        if "page" in asked.query:
+            asked_for.set()
+            silence.wait(30)
+        return {"items": [{"id": 1, "big": "x" * 200_000}], "next": "?page=2"}
+
+    api.routes["/r"] = route
+    connector = source(batch_bytes=65536)
+    found = connector.fetch_data("/r").items
+    next(iter(found))
+    assert asked_for.wait(10)
+    started = time.monotonic()
+    found.close()
+    assert time.monotonic() - started < 3
+    silence.set()
+    api.routes["/r"] = lambda asked: [{"id": 2}]
+    assert ids(connector, "/r") == [2]
 
 
 # -- credentials ---------------------------------------------------------------------------------------
@@ -774,6 +830,13 @@ def test_an_old_token_is_fetched_anew_before_it_ends(api, source, monkeypatch):
     connector.client.tokens.ends_at -= 80
     rows(connector, "/r")
     assert oauth.given == 2 and [a.path for a in api.asked].count("/r") == 2
+
+
+def test_a_token_endpoint_that_is_busy_is_asked_again(api, source):
+    oauth, busy = OAuth(), [Reply(status=503), Reply(status=429)]
+    api.routes["/oauth/token"] = lambda asked: busy.pop() if busy else oauth.token(asked)
+    api.routes["/r"] = oauth.guards(lambda asked: [{"id": 1}])
+    assert ids(source(**OAUTH), "/r") == [1]
 
 
 def test_401_with_a_new_token_ends(api, source):
