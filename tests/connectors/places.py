@@ -174,3 +174,52 @@ def ssh_place(folder: Path, **more: Any) -> Iterator[Place]:
 
         ask(background, stop(), 5)
         end(background)
+
+
+@contextmanager
+def webdav_place(folder: Path, tls: Certificates | None = None, app: Any = None) -> Iterator[Place]:
+    """WsgiDAV over `folder`/files, for reader with the password s3cret. app: goes around the server's own."""
+    package("wsgidav")
+    from wsgidav.wsgidav_app import WsgiDAVApp
+
+    root, fetched = folder / "files", []
+    root.mkdir(exist_ok=True)
+    dav = WsgiDAVApp(
+        {
+            "provider_mapping": {"/dav": str(root)},
+            "simple_dc": {"user_mapping": {"*": {"reader": {"password": "s3cret"}}}},
+            "http_authenticator": {"accept_digest": False, "default_to_digest": False},
+            "logging": {"enable": False},
+            "verbose": 0,
+        }
+    )
+
+    def noting(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] == "GET":
+            fetched.append(environ["PATH_INFO"])
+        return app(dav, environ, start_response) if app else dav(environ, start_response)
+
+    with served(noting, tls) as url:
+        config = {"protocol": "webdav", "base_url": f"{url}/dav"}
+        yield folder_place(root, config | {"username": "reader", "password": "s3cret"}, fetched)
+
+
+@contextmanager
+def served(app: Any, tls: Certificates | None = None) -> Iterator[str]:
+    """URL of a WSGI application."""
+    package("cheroot")
+    from cheroot.ssl.builtin import BuiltinSSLAdapter
+    from cheroot.wsgi import Server
+
+    server = Server(("127.0.0.1", 0), app, timeout=1, shutdown_timeout=1)
+    if tls:
+        server.ssl_adapter = BuiltinSSLAdapter(str(tls.chain), str(tls.chain))
+    server.error_log = lambda msg="", level=20, traceback=False: None
+    server.prepare()
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.bind_addr[1]}"
+    finally:
+        server.stop()
+        thread.join()

@@ -20,7 +20,7 @@ from dwcli.project import load_project, select
 from tests.connectors import places
 from tests.pipeline.runs import rows_of
 
-KINDS = {"ftp": places.ftp_place, "ssh": places.ssh_place}
+KINDS = {"ftp": places.ftp_place, "ssh": places.ssh_place, "webdav": places.webdav_place}
 
 
 @pytest.fixture(params=KINDS)
