@@ -295,7 +295,7 @@ def _refused(client: Client, response: Any) -> _Later:
             f"{client.email or 'the service account'} may not read the spreadsheet",
             layer="permission",
             why=why,
-            hint=f"share the spreadsheet with {client.email}; enable the Sheets API in its project",
+            hint=f"share the spreadsheet with {client.email}; its project needs the Sheets API enabled",
         )
     if code == 404:
         raise ConnectionFailed(

@@ -88,6 +88,6 @@ CASE = Case(
     address=lambda config: ("127.0.0.1", int(config["api_url"].rpartition(":")[2])),
     absent={
         "incremental_with_ties": "a sheet is read whole every time, so it is loaded with write: replace",
-        "wrong_password": "a service account has a key; tests/connectors/test_gsheets.py refuses one"
+        "wrong_password": "a service account has a key; tests/connectors/test_gsheets.py refuses one",
     },
 )
