@@ -573,7 +573,8 @@ def _recreated(topic: str, why: str) -> SourceData:
     return SourceData(
         f"the topic '{topic}' does not hold the place that was reached",
         why=f"{why}: it was deleted and made again, or has lost messages",
-        hint="begin again with what it holds now, keeping the table: dw state reset NAME",
+        hint="load what it holds now in place of the old rows: dw run --full-refresh; "
+        "to keep those, give the pipeline another name and target",
     )
 
 

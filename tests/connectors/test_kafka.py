@@ -231,7 +231,7 @@ def test_a_place_beyond_the_end_is_an_error(produce, source, topic):
     produce(b"1")
     with pytest.raises(SourceData, match="does not hold the place") as caught:
         read(source(), {"topic": topic, "offsets": {"0": 5}})
-    assert "ends at 1" in caught.value.why and "dw state reset" in caught.value.hint
+    assert "ends at 1" in caught.value.why and "dw run --full-refresh" in caught.value.hint
     with pytest.raises(SourceData) as caught:
         read(source(), {"topic": topic, "offsets": {"9": 5}})
     assert "partition 9 is gone" in caught.value.why
