@@ -29,20 +29,22 @@ def place(folder: Path) -> Iterator[Place]:
             if not rows:  # a label is there once a node has had it
                 session.run(f"CREATE (n:{spelled}) DELETE n").consume()
             for row in rows:
-                names = list(row)
-                given = {f"p{number}": stored(row[name]) for number, name in enumerate(names)}
-                pairs = ", ".join(f"`{name}`: $p{number}" for number, name in enumerate(names))
-                session.run(f"CREATE (:{spelled} {{{pairs}}})", given).consume()
+                pairs = ", ".join(f"`{name}`: {literal(value)}" for name, value in row.items())
+                session.run(f"CREATE (:{spelled} {{{pairs}}})").consume()
             return label
 
         yield Place({"uri": f"bolt://127.0.0.1:{port}", "username": ""}, put)
 
 
-def stored(value: Any) -> Any:
-    """A value as the server can hold it: it has neither decimals nor date-times."""
+def literal(value: Any) -> str:
+    """A value in Cypher. The server has neither decimals nor date-times, and breaks at quotes in parameters."""
     if isinstance(value, Decimal):
-        return float(value)
-    return value.isoformat() if isinstance(value, datetime) else value
+        return str(float(value))
+    if isinstance(value, datetime):
+        value = value.isoformat()
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+    return "null" if value is None else str(value).lower()
 
 
 CASE = Case(
