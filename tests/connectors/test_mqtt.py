@@ -63,13 +63,11 @@ def forget(host, port, name):
     """Drop a session: connecting with a clean start ends it."""
     client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
     client.connect(host, port, clean_start=True)
-    client.loop_start()
     deadline = time.monotonic() + 10
     while not client.is_connected():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        client.loop(0.1)
     client.disconnect()
-    client.loop_stop()
 
 
 @pytest.fixture
