@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import Generator, Iterable
@@ -23,7 +24,10 @@ def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, Non
     """
     waiting: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
     unwanted = threading.Event()
-    worker = threading.Thread(target=_work, args=(pieces, waiting, unwanted), daemon=True, name="dw-ahead")
+    work = contextvars.copy_context().run
+    worker = threading.Thread(
+        target=work, args=(_work, pieces, waiting, unwanted), daemon=True, name="dw-ahead"
+    )
     worker.start()
     try:
         while True:

@@ -75,6 +75,21 @@ class Job:
     keep: float | None = None
     config_hash: str = ""
     command: str = ""
+    #: folder of the runs' logs; None for no log
+    logs: Path | None = None
+    #: values that no message and no log may show, beside the secrets of the source
+    hidden: tuple[str, ...] = ()
+    #: open connections that no run uses just now, by source, for the next run of the same command
+    idle: dict[str, Idle] | None = None
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An open connection to a source that waits for its next pipeline."""
+
+    connector: Connector
+    #: time.monotonic() when it was put here
+    since: float
 
 
 @dataclass
@@ -107,7 +122,10 @@ class Run:
     secrets: list[str] = field(default_factory=list)
     snapshot: str | None = None
     marker: Path | None = None
+    #: COMMIT was asked for, and its answer has not come
     committing: bool = False
+    #: what was read is in the warehouse: no error can make a failure of this run any more
+    committed: bool = False
     #: loaded from the lake at the start, because an earlier run died before its COMMIT
     healed: list[str] = field(default_factory=list)
 

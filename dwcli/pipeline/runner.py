@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
 
 from dwcli import crashpoints
@@ -35,6 +36,7 @@ from dwcli.errors import (
 )
 from dwcli.events import (
     Emit,
+    Notice,
     RunFinished,
     RunStarted,
     StageStarted,
@@ -46,6 +48,7 @@ from dwcli.pipeline.deletions import note_deletions, refuse_shrinking
 from dwcli.pipeline.pending import load_pending
 from dwcli.pipeline.pump import pump
 from dwcli.pipeline.record import (
+    Idle,
     Job,
     Run,
     RunOptions,
@@ -55,6 +58,7 @@ from dwcli.pipeline.record import (
     tell_changes,
     warehouse_error,
 )
+from dwcli.pipeline.runlog import logged
 from dwcli.staging import (
     ensure_audit_table,
     load_parquet_files_to_dw,
@@ -85,6 +89,10 @@ from dwcli.staging.writer import (
 )
 
 log = get_logger(__name__)
+
+#: A source's connection that waited longer than this for its next pipeline is made anew: a server or a
+#: firewall between may have ended it unseen.
+IDLE_SECONDS = 30.0
 
 
 def run_pipeline(
@@ -132,17 +140,19 @@ def attempt(
     The table is then as it was, and etl_audit_log says why (where the warehouse can be reached).
     work: something else than to read, stage and load (`replay`).
     """
-    run = Run(job, options, emit)
+    run = Run(job, options, emit, secrets=list(job.hidden))
     error: BaseException | None = None
-    try:
-        if is_postgres(engine):
-            _run_to_postgres(run, engine, work or _load_and_commit)
-        else:
-            _run_plainly(run, engine)
-    except BaseException as caught:
-        error = caught
-    result = result_of(run, explained(error, run) if error is not None else None)
-    emit(RunFinished(job.pipeline, result))
+    with logged(run):
+        try:
+            if is_postgres(engine):
+                _run_to_postgres(run, engine, work or _load_and_commit)
+            else:
+                _run_plainly(run, engine)
+        except BaseException as caught:
+            error = caught
+        failure = explained(error, run) if error is not None and not run.committed else None
+        result = result_of(run, failure)
+        run.emit(RunFinished(job.pipeline, result))
     if isinstance(error, DwError):
         error = explained(error, run)
     return result, None if isinstance(error, _SourceAnsweredFailure) else error
@@ -167,13 +177,25 @@ def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
         try:
             work(run, data)
         except BaseException as error:
+            if run.committed:
+                _tell_late_error(run, error)
+                return
             _undo(run, data)
             if run.committing and _is_committed(run, engine):
                 log.warning("the COMMIT's answer was lost, but it had happened")
+                run.committed = True
                 return
             with contextlib.suppress(Exception):
                 audit(run, control, "failure", explained(error, run))
             raise
+
+
+def _tell_late_error(run: Run, error: BaseException) -> None:
+    """Tell what went wrong after the COMMIT. Raises it again where it is to end the whole command."""
+    if not isinstance(error, Exception):
+        raise error
+    log.warning("an error after the COMMIT, which stays", exc_info=error)
+    run.emit(Notice(run.job.pipeline, f"loaded, but afterwards: {explained(error, run)}"))
 
 
 def _prepare(engine: Engine) -> str:
@@ -242,7 +264,7 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         crashpoints.reached("commit")
         commit(run, data)
         crashpoints.reached("committed")
-        connector.acknowledge(run.position)
+        _acknowledge(run, connector)
         crashpoints.reached("acknowledged")
     if run.marker is not None:
         run.marker.unlink(missing_ok=True)
@@ -260,24 +282,85 @@ def lake_folder(run: Run) -> Path:
 
 @contextlib.contextmanager
 def _connected(run: Run) -> Iterator[Connector]:
-    connector = run.job.connector()
-    run.secrets = secrets_of(connector.config) if hasattr(type(connector.config), "model_fields") else []
+    """The source, connected: by the last run of this command that is done with it, or anew.
+
+    A connection is kept for the next run only when everything went well. A stream's is not: what it has
+    fetched and not acknowledged belongs to one run.
+    """
+    source, idle = run.job.source, run.job.idle
+    kept = idle.pop(source, None) if idle is not None else None
+    if kept is not None and time.monotonic() - kept.since > IDLE_SECONDS:
+        _close(kept.connector)
+        kept = None
+    connector = kept.connector if kept is not None else run.job.connector()
+    if isinstance(connector.config, BaseModel):
+        run.secrets += secrets_of(connector.config)
     try:
         _refuse_to_lose(run, connector)
-        crashpoints.reached("connect")
-        connector.connect()
+        if kept is None:
+            crashpoints.reached("connect")
+            connector.connect()
         yield connector
-    finally:
+    except BaseException:
+        _close(connector)
+        raise
+    if idle is None or hasattr(connector.module, "acknowledge"):
+        _close(connector)
+    else:
+        mine = Idle(connector, time.monotonic())
+        if idle.setdefault(source, mine) is not mine:
+            _close(connector)
+
+
+def close_idle(idle: dict[str, Idle]) -> None:
+    """Close the connections that runs have left for the next one."""
+    while idle:
+        _close(idle.popitem()[1].connector)
+
+
+def _close(connector: Connector) -> None:
+    """Close a source. What goes wrong then changes nothing in what was read."""
+    try:
         connector.close()
+    except Exception as error:
+        log.warning("closing the source failed", exc_info=error)
+
+
+def _acknowledge(run: Run, connector: Connector) -> None:
+    """Tell the source how far the warehouse is.
+
+    Where that fails the run stays a success: the position was committed with the rows, so that what the
+    source gives again is recognised by the next read.
+    """
+    if run.position is None:
+        return
+    try:
+        connector.acknowledge(run.position)
+    except Exception as error:
+        log.warning("the source could not be told what has been loaded", exc_info=error)
+        run.emit(
+            Notice(
+                run.job.pipeline,
+                "loaded, but the source could not be told so and may give these rows again:"
+                f" {explained(error, run)}",
+            )
+        )
 
 
 def _refuse_to_lose(run: Run, connector: Connector) -> None:
-    """What has been acknowledged may be gone from the source, so nothing may take its place."""
-    if hasattr(connector.module, "acknowledge") and run.job.write == "replace":
+    """What has been acknowledged may be gone from the source, so that takes nothing from the table."""
+    stream = hasattr(connector.module, "acknowledge")
+    if stream and run.job.write == "replace":
         raise ConfigError(
             f"{run.job.pipeline}: a stream cannot be loaded with write: replace",
             why="each run reads what is new, so the rows of earlier runs would be lost",
             hint="write: append, or merge with a key",
+        )
+    if stream and run.job.deletes != "ignore":
+        raise ConfigError(
+            f"{run.job.pipeline}: deletes: {run.job.deletes} cannot be used with a stream",
+            why="that a message is gone from the stream does not mean that its row was deleted",
+            hint="take the line 'deletes' out of the source file",
         )
     forgets = getattr(connector.module, "FORGETS", False)
     if isinstance(forgets, str):
@@ -369,7 +452,7 @@ def commit(run: Run, data: Connection) -> None:
     """COMMIT. An error from here on may come after it has happened."""
     run.committing = True
     data.commit()
-    run.committing = False
+    run.committed, run.committing = True, False
 
 
 def _undo(run: Run, data: Connection) -> None:

@@ -9,8 +9,12 @@ import io
 import json
 import math
 import secrets
+import socket
+import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -227,7 +231,7 @@ def test_a_place_beyond_the_end_is_an_error(produce, source, topic):
     produce(b"1")
     with pytest.raises(SourceData, match="does not hold the place") as caught:
         read(source(), {"topic": topic, "offsets": {"0": 5}})
-    assert "ends at 1" in caught.value.why and "dw state reset" in caught.value.hint
+    assert "ends at 1" in caught.value.why and "dw run --full-refresh" in caught.value.hint
     with pytest.raises(SourceData) as caught:
         read(source(), {"topic": topic, "offsets": {"9": 5}})
     assert "partition 9 is gone" in caught.value.why
@@ -282,6 +286,93 @@ def test_a_server_that_cannot_be_reached(servers, layer):
     with pytest.raises(ConnectionFailed) as caught:
         connector.connect()
     assert caught.value.layer == layer
+
+
+@contextmanager
+def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that treats each connection so, and its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                answer(connection)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def refuse_login(connection: socket.socket) -> None:
+    """What a broker says to a wrong password (kafka.apache.org/protocol: ApiVersions, SaslHandshake,
+    SaslAuthenticate)."""
+    stream = connection.makefile("rb")
+    while head := stream.read(4):
+        request = stream.read(int.from_bytes(head))
+        api, version, number = struct.unpack(">hhi", request[:8])
+        if api == 18:
+            known = [(3, 0, 1), (17, 0, 1), (36, 0, 0), (18, 0, 0)]
+            body = struct.pack(">hi", 35 if version else 0, len(known))
+            body += b"".join(struct.pack(">hhh", *one) for one in known)
+        elif api == 17:
+            body = struct.pack(">hih", 0, 1, 5) + b"PLAIN"
+        else:
+            body = struct.pack(">hh", 58, 5) + b"wrong" + struct.pack(">i", -1)
+        connection.sendall(struct.pack(">ii", len(body) + 4, number) + body)
+
+
+def failing_layer(**config: Any) -> ConnectionFailed:
+    connector = create_connector({"protocol": "kafka", "topic": "t"} | config)
+    with pytest.raises(ConnectionFailed) as caught:
+        connector.connect()
+    return caught.value
+
+
+def test_a_wrong_password():
+    with serving(refuse_login) as address:
+        error = failing_layer(
+            bootstrap_servers=address,
+            security_protocol="SASL_PLAINTEXT",
+            sasl_username="reader",
+            sasl_password="s3cret-word",
+        )
+    assert error.layer == "login" and error.why.endswith("wrong")
+    assert "s3cret-word" not in f"{error} {error.why} {error.hint}"
+
+
+def test_a_certificate_of_an_unknown_authority():
+    trustme = pytest.importorskip("trustme")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    def shake_hands(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True):
+            pass
+
+    with serving(shake_hands) as address:
+        assert failing_layer(bootstrap_servers=address, security_protocol="ssl").layer == "tls"
+
+
+def test_tls_where_there_is_none_and_none_where_it_is_wanted(cluster, monkeypatch):
+    assert failing_layer(bootstrap_servers=cluster[1], security_protocol="ssl").layer == "tls"
+    monkeypatch.setattr(kafka, "PATIENCE_SECONDS", 1.0)
+    with serving(lambda connection: None) as address:
+        error = failing_layer(bootstrap_servers=address)
+    assert error.layer == "tls" and "security_protocol" in error.hint
+
+
+def test_a_certificate_file_that_is_not_there(cluster):
+    error = failing_layer(bootstrap_servers=cluster[1], security_protocol="ssl", ssl_ca="/no/such.pem")
+    assert error.layer == "tls" and "ssl_ca" in error.hint
 
 
 def test_one_of_several_servers_is_enough(source, cluster, produce):

@@ -27,6 +27,7 @@ class Source:
     answer: Callable[[Cursor], Iterable[IngestedItem]]
     asked: list[Cursor] = field(default_factory=list)
     acknowledged: list[Any] = field(default_factory=list)
+    connected: int = 0
     #: whether it wants to know what is in the warehouse
     stream: bool = False
     #: whether it drops what has been acknowledged
@@ -38,11 +39,15 @@ class Source:
             self.asked.append(cursor)
             yield from self.answer(cursor)
 
+        def connect(config: Any) -> object:
+            self.connected += 1
+            return object()
+
         def close(client: Any) -> None:
             self.closed += 1
 
         module = SimpleNamespace(
-            connect=lambda config: object(),
+            connect=connect,
             describe=lambda client, query: Resource(query),
             read=read,
             close=close,

@@ -13,9 +13,11 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 
+from dwcli.connectors import Connector
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.errors import (
     ConfigError,
+    ConnectionFailed,
     DwError,
     KeyRefused,
     PipelineLocked,
@@ -25,9 +27,9 @@ from dwcli.errors import (
     SourceError,
     UsageError,
 )
-from dwcli.events import BatchLoaded, RunFinished, SchemaChanged
-from dwcli.pipeline.record import Job, RunOptions
-from dwcli.pipeline.runner import attempt
+from dwcli.events import BatchLoaded, Notice, RunFinished, SchemaChanged
+from dwcli.pipeline.record import Idle, Job, RunOptions
+from dwcli.pipeline.runner import attempt, close_idle
 from dwcli.staging.writer import read_manifest, snapshots
 from tests.pipeline.runs import Source, batches, rows_of, run
 
@@ -551,6 +553,132 @@ def test_a_position_commits_with_the_rows_and_is_acknowledged_after(
     assert [cursor.position for cursor in source.asked] == [None, {"offset": 7}]
 
 
+def offsets(broken: bool) -> Source:
+    """A stream of the offsets 1 to 3 that gives what lies behind the position it is given."""
+
+    def answer(cursor: Cursor) -> list[IngestedItem]:
+        begin = cursor.position["offset"] if cursor.position else 0
+        rows = [{"offset": number} for number in range(begin + 1, 4)]
+        return [IngestedItem(payload=rows, position={"offset": 3})] if rows else []
+
+    source = Source(answer, stream=True)
+    made = source.connector
+
+    def connector() -> Connector:
+        connector = made()
+        if broken:
+
+            def acknowledge(client: Any, position: Any) -> None:
+                raise ConnectionFailed("the broker is gone", "lost")
+
+            connector.module.acknowledge = acknowledge
+        return connector
+
+    source.connector = connector  # type: ignore[method-assign]
+    return source
+
+
+def test_a_failed_acknowledgement_leaves_the_run_a_success(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    outcome = run(warehouse_url, lake, offsets(broken=True))
+
+    assert outcome.error is None and outcome.result["status"] == "success"
+    assert outcome.result["rows_loaded"] == 3
+    assert rows_of(warehouse, "select status, rows_loaded from etl_audit_log") == [("success", 3)]
+    assert any("the broker is gone" in e.text for e in outcome.events if isinstance(e, Notice))
+    assert len(list(lake.rglob("*.parquet"))) == 1
+
+    again = run(warehouse_url, lake, offsets(broken=False))
+    assert again.result["status"] == "success" and again.result["rows_loaded"] == 0
+    assert rows_of(warehouse, 'select "offset" from t order by 1') == [(1,), (2,), (3,)]
+
+
+def test_a_signal_after_the_commit_ends_the_command_and_not_the_run(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    source = offsets(broken=False)
+    made = source.connector
+
+    def connector() -> Connector:
+        def acknowledge(client: Any, position: Any) -> None:
+            raise KeyboardInterrupt
+
+        connector = made()
+        connector.module.acknowledge = acknowledge
+        return connector
+
+    source.connector = connector  # type: ignore[method-assign]
+    outcome = run(warehouse_url, lake, source)
+
+    assert isinstance(outcome.error, KeyboardInterrupt)
+    assert outcome.result["status"] == "success"
+    assert rows_of(warehouse, "select status from etl_audit_log") == [("success",)]
+    assert rows_of(warehouse, "select count(*) from t") == [(3,)]
+
+
+def test_a_source_without_a_position_is_not_told_anything(warehouse_url: str, lake: Path) -> None:
+    source = batches([{"id": 1}])
+    source.stream = True
+    run(warehouse_url, lake, source)
+    assert source.acknowledged == []
+
+
+def test_a_source_that_cannot_be_closed_does_not_make_a_failure(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    source = batches([{"id": 1}])
+    made = source.connector
+
+    def connector() -> Connector:
+        def close(client: Any) -> None:
+            raise OSError("already gone")
+
+        connector = made()
+        connector.module.close = close
+        return connector
+
+    source.connector = connector  # type: ignore[method-assign]
+    assert run(warehouse_url, lake, source).result["status"] == "success"
+    assert rows_of(warehouse, "select status from etl_audit_log") == [("success",)]
+
+
+# -- one connection for several pipelines -------------------------------------------------------------
+
+
+def test_pipelines_of_a_source_share_its_connection(warehouse_url: str, lake: Path) -> None:
+    source, idle = batches([{"id": 1}]), {}
+    for name in ("s.a", "s.b", "s.c"):
+        run(warehouse_url, lake, source, pipeline=name, lake_name=name, table=name[-1], idle=idle)
+    assert (source.connected, source.closed, len(idle)) == (1, 0, 1)
+    close_idle(idle)
+    assert (source.closed, idle) == (1, {})
+
+
+def test_a_connection_is_made_anew_after_a_failure_a_long_wait_and_for_a_stream(
+    warehouse_url: str, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(cursor: Cursor) -> list[IngestedItem]:
+        raise SourceData("broken")
+
+    idle: dict[str, Idle] = {}
+    failing = Source(fail)
+    assert run(warehouse_url, lake, failing, idle=idle).result["status"] == "failure"
+    assert (failing.closed, idle) == (1, {})
+
+    stream = batches([{"id": 1}])
+    stream.stream = True
+    run(warehouse_url, lake, stream, idle=idle)
+    assert (stream.closed, idle) == (1, {})
+
+    monkeypatch.setattr("dwcli.pipeline.runner.IDLE_SECONDS", -1.0)
+    source = batches([{"id": 1}])
+    run(warehouse_url, lake, source, idle=idle)
+    run(warehouse_url, lake, source, idle=idle)
+    assert (source.connected, source.closed) == (2, 1)
+    close_idle(idle)
+
+
 def test_a_stream_is_not_replaced(warehouse_url: str, warehouse: Any, lake: Path) -> None:
     """What is acknowledged may be gone from the source: the next run would replace it by nothing."""
     source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True)
@@ -558,6 +686,13 @@ def test_a_stream_is_not_replaced(warehouse_url: str, warehouse: Any, lake: Path
 
     assert isinstance(error, ConfigError) and "write: append" in error.hint
     assert not source.asked and not source.acknowledged
+
+
+def test_a_message_that_is_gone_deletes_no_row(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True)
+    error = run(warehouse_url, lake, source, write="merge", key=("id",), deletes="soft").error
+
+    assert isinstance(error, ConfigError) and not source.asked
 
 
 def test_what_a_source_forgets_is_not_read_again(warehouse_url: str, warehouse: Any, lake: Path) -> None:

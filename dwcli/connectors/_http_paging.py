@@ -1,0 +1,442 @@
+"""From one page to the next: how a source pages, found in its first answer or as configured.
+
+    link       the Link header names the next page
+    next_url   a field of the body is the next page's address
+    cursor     a field of the body goes into a parameter of the next request
+    last_id    `has_more`, and the last row's id goes into a parameter
+    page       the page's number goes up by one
+    offset     the offset goes up by the rows that came
+    relay      GraphQL: pageInfo.endCursor goes into the variable `after`
+    none       there is one page
+
+What is not sure is not guessed: where an answer shows that there is more, and not how to get it, the read
+ends with an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from dwcli.connectors import _http_body as body_of
+from dwcli.connectors._http_body import at, fields, first_byte, scalar, whole_number
+from dwcli.connectors._http_send import Answer, Client, Request, allowed, send, with_parameters
+from dwcli.errors import QueryFailed, ResourceMissing, SourceData
+
+if TYPE_CHECKING:
+    from dwcli.connectors.http import Config
+
+#: More empty pages one after the other than this are no way to an end.
+MOST_EMPTY_PAGES = 100
+
+#: Objects of an answer in which its paging is described, "" being the answer itself.
+_PLACES = (
+    "", "meta", "pagination", "paging", "meta.pagination", "meta.page", "page", "pageInfo", "page_info",
+    "info", "links", "_links", "_meta", "response_metadata", "cursor", "cursors", "paging.cursors",
+    "paging.next",
+)  # fmt: skip
+_NEXT_URLS = (
+    "next", "next.href", "next_url", "nextUrl", "next_page_url", "nextPageUrl", "next_link", "nextLink",
+    "@odata.nextLink", "odata.nextLink", "next_page", "nextPage", "next_href", "nextRecordsUrl",
+)  # fmt: skip
+#: field of the answer → parameter of the request
+_CURSORS = {
+    "next_cursor": "cursor", "nextCursor": "cursor", "next_page_token": "page_token",
+    "nextPageToken": "pageToken", "next_token": "next_token", "nextToken": "nextToken",
+    "NextToken": "NextToken", "continuation_token": "continuation_token",
+    "continuationToken": "continuationToken", "next_page": "page", "nextPage": "page",
+    "next_offset": "offset", "nextOffset": "offset", "end_cursor": "after", "after": "after",
+    "next_page_id": "page_id", "scroll_id": "scroll_id",
+}  # fmt: skip
+_MORE = ("has_more", "hasMore", "has_next", "hasNext", "has_next_page", "hasNextPage", "more")
+_TOTALS = (
+    "total", "total_count", "totalCount", "total_results", "totalResults", "total_items", "totalItems",
+    "total_records", "totalRecords", "total_elements", "totalElements",
+)  # fmt: skip
+_NUMBERS = ("page", "current_page", "currentPage", "page_number", "pageNumber", "number")
+_LAST = ("total_pages", "totalPages", "last_page", "lastPage", "page_count", "pageCount", "pages")
+_OFFSETS = ("offset", "skip", "startAt", "start")
+_TOTAL_HEADERS = ("x-total-count", "x-total", "x-wp-total")
+_LAST_HEADERS = ("x-total-pages", "x-wp-totalpages")
+#: Fields that mean that there is more, where nothing tells how to use them.
+_UNCLEAR = ("next", "next_id", "nextId", "cursor", "next_key", "nextKey", "next_marker", "NextMarker")
+_AFTER = re.compile(r"\$(\w*after\w*)\s*:", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one resource pages."""
+
+    mode: str
+    #: the parameter that carries the page, offset or cursor
+    param: str = ""
+    #: where the answer names what comes next
+    path: str = ""
+    #: whether pages count from 0
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: its rows as JSON, and how many there are."""
+
+    answer: Answer
+    body: Any
+    #: an array, one object, or None
+    rows: Any
+    count: int
+    #: where paging may be described → the fields there
+    places: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: field of each element that holds the row itself: GraphQL's `node`
+    node: str = ""
+
+
+def pages(client: Client, request: Request, data_path: str, name: str) -> Iterator[Page]:
+    """Every page from this request on, each fetched when it is asked for.
+
+    Raises what `send` raises; SourceData for pages that turn in a circle, for one without the rows' path,
+    and for fewer rows than the source says it has.
+    """
+    config = client.config
+    plan: Plan | None = None
+    asked: set[str] = set()
+    path, before, empty, rows_so_far, number = data_path, b"", 0, 0, 0
+    next_request: Request | None = _first(config, request)
+    total: int | None = None
+    endpoint = urlsplit(request.url).path.rstrip("/").rpartition("/")[2]
+    while next_request is not None:
+        request, number = next_request, number + 1
+        key = f"{request.url} {sorted(request.variables.items())}"
+        if key in asked or number > config.max_pages:
+            raise _loop(name, number, "it was asked for before" if key in asked else "max_pages is less")
+        asked.add(key)
+        here = name if number == 1 else f"{name}, page {number}"
+        try:
+            answer = send(client, request, here)
+        except (ResourceMissing, QueryFailed) as error:
+            if plan and plan.mode in ("page", "offset") and _beyond(error):
+                break  # some servers answer so behind the last page
+            raise
+        page, path = _page(answer, request, path, endpoint, here, config)
+        mark = hashlib.blake2b(memoryview(page.rows)).digest() if page.count else b""
+        if page.count and mark == before:
+            raise _loop(name, number, "it has the same rows as the one before")
+        empty = 0 if page.count else empty + 1
+        if empty > MOST_EMPTY_PAGES:
+            raise _loop(name, number, f"{MOST_EMPTY_PAGES} pages in a row were empty")
+        before, rows_so_far = mark, rows_so_far + page.count
+        plan = plan or _plan(config, request, page, here)
+        next_request = _following(config, plan, request, page, rows_so_far, here)
+        total = _total(page) if plan.mode in ("page", "offset") else None
+        yield page
+    if total is not None and rows_so_far < total and config.check_total:
+        raise SourceData(
+            f"{name}: {rows_so_far:,} rows came, where the source says that it has {total:,}",
+            why="rows may have been deleted while they were read, or the paging is not as configured",
+            hint="run it again; if the total counts something else: check_total: false",
+        )
+
+
+def _beyond(error: Exception) -> bool:
+    return isinstance(error, ResourceMissing) or "status 400" in getattr(error, "why", "")
+
+
+def _loop(name: str, number: int, why: str) -> SourceData:
+    return SourceData(
+        f"{name}: pagination loop at page {number:,}: {why}",
+        hint="set pagination and page_param to what the API's documentation says",
+    )
+
+
+def _first(config: Config, request: Request) -> Request:
+    """The first request; page numbers are told from the start, so that nobody has to assume the first."""
+    if config.pagination != "page" or request.graphql:
+        return request
+    param = config.page_param or "page"
+    given = dict(parse_qsl(urlsplit(request.url).query)).get(param)
+    return request if given else replace(request, url=with_parameters(request.url, {param: "1"}))
+
+
+def _page(
+    answer: Answer, request: Request, path: str, endpoint: str, name: str, config: Config
+) -> tuple[Page, str]:
+    """The page in an answer, and the path under which its rows were found."""
+    size = max(64 * 1024, config.batch_bytes // 4)
+    if answer.status == 204:
+        return Page(answer, None, None, 0), path
+    body = body_of.checked(answer.body, name)
+    if request.graphql:
+        return _connection(answer, body, path, name, size)
+    found = body_of.find_rows(body, path, endpoint, name)
+    count, _, _ = body_of.surveyed(found.rows, size)
+    # An optional path stays optional; one that was found is fixed.
+    return Page(answer, body, found.rows, count, _places(body)), path or found.path
+
+
+def _places(body: Any) -> dict[str, Mapping[str, Any]]:
+    """The objects of an answer in which its paging may be described."""
+    found = {"": fields(body)}
+    for place in _PLACES[1:]:
+        above, _, name = place.rpartition(".")
+        inside = fields(found.get(above, {}).get(name))
+        if inside:
+            found[place] = inside
+    return found
+
+
+# -- finding out ---------------------------------------------------------------------------------------
+
+
+def _plan(config: Config, request: Request, page: Page, name: str) -> Plan:
+    if request.graphql:
+        return _relay_plan(request, page, name)
+    param, path = config.page_param, config.next_path
+    match config.pagination:
+        case "link" | "none" as mode:
+            return Plan(mode)
+        case "next_url":
+            if not path:
+                path = _named(page, _NEXT_URLS)
+            return Plan("next_url", path=_needed(path, "next_path", name, page))
+        case "cursor":
+            path = path or _named(page, tuple(_CURSORS))
+            known = _CURSORS.get(path.rpartition(".")[2], "cursor")
+            return Plan("cursor", param or known, _needed(path, "next_path", name, page))
+        case "page":
+            return Plan("page", param or "page", path, _number(page) == 0)
+        case "offset":
+            return Plan("offset", param or "offset", path)
+    return _found_plan(config, request, page, name)
+
+
+def _needed(path: str, key: str, name: str, page: Page) -> str:
+    if path:
+        return path
+    if body_of.first_byte(page.body) == "[" or not page.body:
+        raise SourceData(f"{name}: the answer is a list, which has no field for the next page")
+    return ""  # no such field: this is the only page
+
+
+def _found_plan(config: Config, request: Request, page: Page, name: str) -> Plan:
+    """How the source pages, from the marks that APIs leave; more reliable ones first."""
+    param = config.page_param
+    if page.answer.next_link:
+        return Plan("link")
+    if first_byte(page.rows) == "{":
+        return _NONE
+    if config.next_path:
+        value = scalar(at(page.body, config.next_path))
+        if isinstance(value, str) and _is_address(value):
+            return Plan("next_url", path=config.next_path)
+        known = _CURSORS.get(config.next_path.rpartition(".")[2], "cursor")
+        return Plan("cursor", param or known, config.next_path)
+    if path := _named(page, _NEXT_URLS, _is_address):
+        return Plan("next_url", path=path)
+    if path := _named(page, tuple(_CURSORS)):
+        return Plan("cursor", param or _CURSORS[path.rpartition(".")[2]], path)
+    given = dict(parse_qsl(urlsplit(request.url).query))
+    if (number := _number(page)) is not None and (last := _last_page(page)) is not None:
+        more = last > number + (0 if number else 1)
+        return (
+            Plan("page", param or _param(given, _NUMBERS, "page"), from_zero=number == 0) if more else _NONE
+        )
+    if (offset := _named(page, _OFFSETS)) and _total(page) is not None:
+        return Plan("offset", param or offset.rpartition(".")[2])
+    for names, mode in ((("page", "page_number", "pageNumber"), "page"), (_OFFSETS, "offset")):
+        if used := _param(given, names, ""):
+            return Plan(mode, param or used, from_zero=mode == "page" and given[used] == "0")
+    if _more(page) and not param and at(_last_row(config, page), "id") is not None:
+        return Plan("last_id", "starting_after")
+    total = _total(page)
+    if _more(page) or _named(page, _UNCLEAR) or (total is not None and total > page.count and page.count > 0):
+        raise SourceData(
+            f"{name}: there are more rows than this page has, and how to get them is not clear",
+            why=f"{page.count:,} rows of {total:,}" if total is not None else "the answer says so",
+            hint="set pagination (page, offset, cursor, next_url) and page_param; "
+            "pagination: none reads this page alone",
+        )
+    return _NONE
+
+
+_NONE = Plan("none")
+
+
+def _is_address(value: str) -> bool:
+    return value.startswith(("http://", "https://", "/", "?"))
+
+
+def _param(given: dict[str, str], names: tuple[str, ...], default: str) -> str:
+    return next((name for name in names if name in given), default)
+
+
+def _named(page: Page, names: tuple[str, ...], fits: Callable[[str], bool] = bool) -> str:
+    """The path of the first of these fields that has a value which `fits`, where paging is described."""
+    for place, inside in page.places.items():
+        for name in names:
+            head, _, rest = name.partition(".")
+            value = inside.get(name)
+            if value is None and rest and head in inside:
+                value = at(inside[head], rest)
+            text = scalar(value)
+            if isinstance(text, str) and text and fits(text):
+                return f"{place}.{name}" if place else name
+    return ""
+
+
+def _number_at(page: Page, names: tuple[str, ...]) -> int | None:
+    for inside in page.places.values():
+        for name in names:
+            if (value := whole_number(inside.get(name))) is not None:
+                return value
+    return None
+
+
+def _number(page: Page) -> int | None:
+    return _number_at(page, _NUMBERS)
+
+
+def _header_number(page: Page, names: tuple[str, ...]) -> int | None:
+    texts = [page.answer.headers.get(name, "") for name in names]
+    return next((int(text) for text in texts if text.isdigit()), None)
+
+
+def _last_page(page: Page) -> int | None:
+    found = _number_at(page, _LAST)
+    return found if found is not None else _header_number(page, _LAST_HEADERS)
+
+
+def _total(page: Page) -> int | None:
+    found = _number_at(page, _TOTALS)
+    return found if found is not None else _header_number(page, _TOTAL_HEADERS)
+
+
+def _more(page: Page) -> bool | None:
+    for inside in page.places.values():
+        for name in _MORE:
+            if isinstance(value := scalar(inside.get(name)), bool):
+                return value
+    return None
+
+
+# -- going on -------------------------------------------------------------------------------------------
+
+
+def _following(
+    config: Config, plan: Plan, request: Request, page: Page, rows_so_far: int, name: str
+) -> Request | None:
+    """The request for the page behind this one, or None at the end."""
+    match plan.mode:
+        case "link":
+            return _led(config, request, page, page.answer.next_link, name)
+        case "next_url":
+            value = scalar(at(page.body, plan.path)) if plan.path else None
+            return _led(config, request, page, value if isinstance(value, str) else "", name)
+        case "cursor":
+            value = scalar(at(page.body, plan.path)) if plan.path else None
+            if not isinstance(value, str) or not value or _more(page) is False:
+                return None
+            return replace(request, url=with_parameters(request.url, {plan.param: value}))
+        case "last_id":
+            last = scalar(at(_last_row(config, page), "id"))
+            if not _more(page) or not isinstance(last, str):
+                return None
+            return replace(request, url=with_parameters(request.url, {plan.param: last}))
+        case "page" | "offset":
+            return _counted(plan, request, page, rows_so_far)
+        case "relay":
+            info = at(page.body, plan.path)
+            if scalar(at(info, "hasNextPage")) is not True:
+                return None
+            end = scalar(at(info, "endCursor"))
+            if not isinstance(end, str):
+                raise SourceData(
+                    f"{name}: pageInfo has a next page, and no endCursor", hint="ask for endCursor"
+                )
+            return replace(request, variables={**request.variables, plan.param: end})
+    return None
+
+
+def _led(config: Config, request: Request, page: Page, link: str, name: str) -> Request | None:
+    if not link:
+        return None
+    target = allowed(config, page.answer.url, link, "the next page", name)
+    return replace(request, url=target)
+
+
+def _counted(plan: Plan, request: Request, page: Page, rows_so_far: int) -> Request | None:
+    """The next page by number or offset. Only an empty page, or the answer's own word, is the end.
+
+    A page with few rows is no end: servers give fewer than they are asked for.
+    """
+    if not page.count or _more(page) is False:
+        return None
+    total = _total(page)
+    if total is not None and rows_so_far >= total > page.count:
+        return None
+    given = dict(parse_qsl(urlsplit(request.url).query)).get(plan.param, "")
+    if plan.mode == "offset":
+        value = (int(given) if given.isdigit() else 0) + page.count
+    else:
+        number = _number(page)
+        value = int(given) if given.isdigit() else (1 if number is None else number)
+        last = _last_page(page)
+        if last is not None and value + plan.from_zero >= last:
+            return None
+        value += 1
+    return replace(request, url=with_parameters(request.url, {plan.param: str(value)}))
+
+
+def _last_row(config: Config, page: Page) -> Any:
+    return body_of.surveyed(page.rows, max(64 * 1024, config.batch_bytes // 4))[2]
+
+
+# -- GraphQL --------------------------------------------------------------------------------------------
+
+
+def _connection(answer: Answer, body: Any, path: str, name: str, size: int) -> tuple[Page, str]:
+    """The rows of a GraphQL answer: `nodes` or `edges` of the first connection, or a list."""
+    body_of.refuse_error(body, name)
+    optional = path.endswith("?")
+    path = path.removesuffix("?") or _connection_path(at(body, "data"), "data")
+    inside = at(body, path) if path else None
+    node, rows = "", None
+    if inside is not None and at(inside, "nodes") is not None:
+        rows = at(inside, "nodes")
+    elif inside is not None and at(inside, "edges") is not None:
+        node, rows = "node", at(inside, "edges")
+    else:
+        found = body_of.find_rows(body, path or "", "", name)
+        rows, path = found.rows, path or found.path
+    if rows is not None and first_byte(rows) == "n":
+        rows = None
+    count, _, _ = body_of.surveyed(rows, size)
+    return Page(answer, body, rows, count, node=node), path + ("?" if optional else "")
+
+
+def _connection_path(value: Any, path: str, depth: int = 5) -> str:
+    """Where the outermost object with `nodes` or `edges` stands; "" where there is none."""
+    inside = body_of.fields(value)
+    if "nodes" in inside or "edges" in inside:
+        return path
+    found = (_connection_path(v, f"{path}.{k}", depth - 1) for k, v in inside.items() if depth)
+    return next((p for p in found if p), "")
+
+
+def _relay_plan(request: Request, page: Page, name: str) -> Plan:
+    path = _connection_path(at(page.body, "data"), "data")
+    info = f"{path}.pageInfo"
+    if not path or at(page.body, info) is None:
+        return _NONE
+    declared = _AFTER.search(request.graphql)
+    if declared is None:
+        if scalar(at(page.body, f"{info}.hasNextPage")) is True:
+            raise QueryFailed(
+                f"{name}: there are more pages, and the query cannot ask for them",
+                hint="declare a variable: query ($after: String) { … (first: 100, after: $after) … }",
+            )
+        return _NONE
+    return Plan("relay", declared[1], info)
