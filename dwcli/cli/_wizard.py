@@ -24,6 +24,7 @@ from dwcli.cli.add_source import (
     split_pipeline,
     test_live,
 )
+from dwcli.contract import KEYED
 from dwcli.errors import DwError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ WRITE_WORDS = {
     "merge": "merge (insert new, update changed)",
     "append": "append (every row that is read is added)",
     "replace": "replace (reload everything)",
+    "scd2": "scd2 (keep every version of a row)",
 }
 EVERY = (("1h", "1 hour"), ("15m", "15 min"), ("1d", "1 day"), (NONE, "only by hand"))
 #: Kinds of sources that people ask for most stand first.
@@ -331,8 +333,8 @@ def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
 
 def _ask_write(resource: Resource, key: Sequence[str], cursor: str | None) -> str:
     usual = write_for(resource, key, cursor)
-    unfit = {"" if key else "merge", "replace" if resource.kind in STREAMS else ""}
-    possible = [word for word in ("merge", "append", "replace") if word not in unfit]
+    unfit = {*(() if key else KEYED), *(("replace",) if resource.kind in STREAMS else ())}
+    possible = [word for word in WRITE_WORDS if word not in unfit]
     options = [(word, WRITE_WORDS[word]) for word in sorted(possible, key=lambda word: word != usual)]
     return prompts.choose("Write", options, usual)
 
@@ -346,7 +348,7 @@ def ask_plans_blind(taken: set[str]) -> list[Plan]:
     cursor = prompts.text("Cursor column (empty: none)") or None
     usual = "merge" if key and cursor else "append" if cursor else "replace"
     write = prompts.choose(
-        "Write", [(word, WRITE_WORDS[word]) for word in WRITES if word != "merge" or key], usual
+        "Write", [(word, WRITE_WORDS[word]) for word in WRITES if word not in KEYED or key], usual
     )
     return [Plan(name, query, write, key, None if write == "replace" else cursor)]
 

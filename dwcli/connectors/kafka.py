@@ -37,7 +37,6 @@ from dwcli.connectors._probe import reach
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
-from dwcli.log import get_logger
 
 TITLE = "Kafka"
 ALIASES = ("redpanda", "confluent")
@@ -45,8 +44,6 @@ STAND_IN = "the mock cluster of librdkafka 2.16"
 INCREMENTAL = "its own place: offsets per partition"
 TYPING = "inferred"
 STREAMING = True
-
-log = get_logger(__name__)
 
 DEFAULT_PORT = 9092
 #: For an answer about topics or offsets.
@@ -229,7 +226,10 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
 
 
 def acknowledge(client: Client, position: Any) -> None:
-    """Commit the offsets to `group_id`, if there is one. They are for monitoring: nothing depends on them."""
+    """Commit the offsets to `group_id`, if there is one. They are for monitoring: nothing depends on them.
+
+    Raises QueryFailed.
+    """
     config = client.config
     if not config.group_id or not position:
         return
@@ -239,7 +239,11 @@ def acknowledge(client: Client, position: Any) -> None:
     try:
         client.catalogue.driver.commit(offsets=offsets, asynchronous=False)
     except KafkaException as error:
-        log.warning("the offsets could not be committed to the group %s: %s", config.group_id, error)
+        raise QueryFailed(
+            f"the offsets could not be committed to the group '{config.group_id}'",
+            why=_reason(str(error.args[0].str())),
+            hint="allow READ on the group, or take the line 'group_id' out of the source file",
+        ) from None
 
 
 # -- connecting ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from dwcli.contract import Cursor
+from dwcli.contract import KEYED, Cursor
 from dwcli.errors import SourceData, UsageError
 from dwcli.events import Notice
 from dwcli.pipeline.record import Run
@@ -35,9 +35,10 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
             f"{job.pipeline} has been loaded, so --limit would leave a gap in it",
             hint=f"look at rows without loading them: dw preview {job.pipeline}",
         )
-    fresh = options.full_refresh or bool(_trial(state))
-    again = job.write == "merge"
-    if job.write == "replace" or fresh:
+    anew = options.full_refresh or bool(_trial(state))
+    fresh = anew and job.write != "scd2"  # a history is never forgotten
+    again = job.write in KEYED
+    if job.write == "replace" or anew:
         cursor = Cursor(job.cursor or "", again=again) if job.write != "replace" else Cursor()
     elif options.start or options.end:
         cursor = Cursor(job.cursor or "", options.start, options.end, state.type)
@@ -109,7 +110,7 @@ def settle_cursor(run: Run, load: Load, state: State, cursor: Cursor) -> State:
     highest = _highest(run, load, load.sink, column, kind)
     if cursor.end is not None:
         return state
-    before = None if load.plan.fresh or state.cursor != job.cursor else state.value
+    before = None if cursor.start is None or state.cursor != job.cursor else state.value
     run.cursor_to = wider_cursor(load.connection, kind, before, highest)
     return State(job.cursor, run.cursor_to, kind, position)
 

@@ -88,7 +88,7 @@ def test_a_stream_is_asked_for_no_cursor_and_offered_no_replace(monkeypatch, cap
     monkeypatch.setattr(_wizard.prompts, "choose", choose)
     topic = Resource("t", kind="topic", primary_key=("offset",))
     assert _wizard._ask_cursor(topic, None) is None and not offered
-    assert _wizard._ask_write(topic, ("offset",), None) == "append" and offered == ["append", "merge"]
+    assert _wizard._ask_write(topic, ("offset",), None) == "append" and "replace" not in offered
     assert "its own place (offsets)" in capsys.readouterr().err
     _wizard._ask_cursor(Resource("f", kind="file"), None)
     assert labels[-1] == "none      its own place (new and changed files)"

@@ -37,7 +37,7 @@ def place(folder: Path) -> Iterator[Place]:
 
 
 def literal(value: Any) -> str:
-    """A value in Cypher. The server has neither decimals nor date-times, and breaks at quotes in parameters."""
+    """A value in Cypher: the server has no decimals and no date-times, and breaks at quotes in parameters."""
     if isinstance(value, Decimal):
         return str(float(value))
     if isinstance(value, datetime):
