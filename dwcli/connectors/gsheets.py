@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from dwcli.connectors._web import unreachable
 from dwcli.connectors._within import within
 from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
@@ -249,30 +250,12 @@ def _asked(client: Client, url: str, parameters: Sequence[tuple[str, str]]) -> b
             hint="check that the service account and its key still exist, and this machine's clock",
         ) from None
     except (TransportError, requests.RequestException) as error:
-        raise _unreachable(client, error) from None
+        raise unreachable(error, client.config.api_url, client.closing.is_set()) from None
 
 
 def _words(error: Exception) -> str:
     """What an error of the login says, without the answer it carries."""
     return str(error.args[0])[:300] if error.args else type(error).__name__
-
-
-def _unreachable(client: Client, error: Exception) -> ConnectionFailed:
-    text = f"{type(error).__name__} {error}"
-    host = re.sub(r"^https?://|/.*$", "", client.config.api_url)
-    if client.closing.is_set():
-        return ConnectionFailed("the read was stopped", layer="lost")
-    if "resolve" in text or "NameResolution" in text or "getaddrinfo" in text:
-        return ConnectionFailed(
-            f"the name '{host}' does not resolve", layer="name", hint="check this machine's network"
-        )
-    if "SSL" in text or "certificate" in text:
-        return ConnectionFailed(f"no trusted TLS connection to {host}", layer="tls", why=text[:300])
-    if "Max retries" in text or "ConnectTimeout" in text or "refused" in text:
-        return ConnectionFailed(
-            f"{host} cannot be reached", layer="port", hint="check this machine's network and its proxy"
-        )
-    return ConnectionFailed(f"the connection to {host} was lost", layer="lost", why=type(error).__name__)
 
 
 def _refused(client: Client, response: Any) -> _Later:
