@@ -45,6 +45,11 @@ def _decoders() -> tuple[Any, Any, Any]:
     return Decoder(dict[str, Raw]), Decoder(list[Raw]), Decoder(Raw)
 
 
+def array_of_lines(body: Any) -> bytes:
+    """NDJSON, a value on each line, as the array of these values."""
+    return b"[" + b",".join(line for line in bytes(body[:]).splitlines() if line.strip()) + b"]"
+
+
 def checked(body: Any, name: str) -> Any:
     """The body as one JSON value. Raises SourceData for what is no JSON, a web page, or cut off."""
     import msgspec

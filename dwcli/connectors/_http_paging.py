@@ -173,7 +173,9 @@ def _page(
     size = max(64 * 1024, config.batch_bytes // 4)
     if answer.status == 204:
         return Page(answer, None, None, 0), path
-    body = body_of.checked(answer.body, name)
+    kind = answer.headers.get("content-type", "").lower()
+    lines = "ndjson" in kind or "jsonl" in kind or "json-lines" in kind
+    body = body_of.checked(body_of.array_of_lines(answer.body) if lines else answer.body, name)
     if request.graphql:
         return _connection(answer, body, path, name, size)
     found = body_of.find_rows(body, path, endpoint, name)

