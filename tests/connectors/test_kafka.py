@@ -264,6 +264,21 @@ def test_the_end_of_a_partition_needs_no_message(at, reached):
     assert places[0].done and places[0].next == reached
 
 
+def test_markers_of_transactions_take_offsets_but_are_no_messages(cluster, topic, source):
+    settings = {"bootstrap.servers": cluster[1], "transactional.id": topic, "log_level": 0}
+    writer = Producer(settings)
+    writer.init_transactions(10)
+    for value in (b"1", b"2"):
+        writer.begin_transaction()
+        writer.produce(topic, value, partition=0)
+        writer.commit_transaction(10)
+    connector = source()
+    frame, position, _ = read(connector)
+    assert frame.select("offset", "payload").rows() == [(0, "1"), (2, "2")]
+    assert position["offsets"]["0"] == 4
+    assert read(connector, position)[0].height == 0
+
+
 # -- what can go wrong -----------------------------------------------------------------------------------
 
 
