@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dwcli.connectors._rows import Filled, fill_values
@@ -38,6 +39,8 @@ BUILTIN = {
 }
 #: Types whose values are digits; Python would read 1_000 as a number too.
 _NUMBERS = ("bigint", "numeric", "double precision")
+#: A text as JSON. `json.dumps` would make such an encoder for each.
+_json_text = json.JSONEncoder(ensure_ascii=False).encode
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _ZONE = re.compile(r"(Z|[+-][0-9]{2}:[0-9]{2})$")
 _FRACTION = re.compile(r"(\.[0-9]{6})([0-9]+)")
@@ -55,6 +58,14 @@ class Node:
     source_type: str = ""
     #: the schema's own type, of which `children` are made when they are asked for
     xsd: Any = field(default=None, repr=False)
+    _below: dict[str, Node] | None = field(default=None, repr=False)
+
+    @property
+    def below(self) -> dict[str, Node]:
+        """Its elements and attributes, by name. Made when they are asked for: a type may hold itself."""
+        if self._below is None:
+            self._below = {node.name: node for node in children_of(self.xsd)}
+        return self._below
 
     @property
     def column_type(self) -> str:
@@ -85,13 +96,13 @@ def type_of(kind: Any) -> str:
     return next((BUILTIN[name] for name in names if name in BUILTIN), "text")
 
 
-def children_of(kind: Any) -> list[Node]:
+def children_of(kind: Any) -> tuple[Node, ...]:
     """The elements, then the attributes, that an element of this type has."""
     nodes = [node for _, part in getattr(kind, "elements_nested", ()) for node in _walked(part, False)]
     for _, attribute in getattr(kind, "attributes", ()) or ():
         if getattr(attribute, "name", None) and getattr(attribute, "type", None) is not None:
             nodes.append(Node(f"@{attribute.name}", type_of(attribute.type), source_type="attribute"))
-    return nodes
+    return tuple(nodes)
 
 
 def _walked(part: Any, many: bool) -> Iterator[Node]:
@@ -111,7 +122,7 @@ def find_rows(root: Node) -> tuple[list[str], Node] | None:
     for _ in range(MAX_DEPTH):
         deeper: list[tuple[list[str], Node]] = []
         for path, node in level:
-            for child in children_of(node.xsd):
+            for child in node.below.values():
                 if child.name.startswith("@"):
                     continue
                 if child.many:
@@ -128,7 +139,7 @@ def find_path(root: Node, wanted: Sequence[str]) -> tuple[list[str], Node] | Non
     for _ in range(MAX_DEPTH):
         deeper: list[tuple[list[str], Node]] = []
         for path, node in level:
-            for child in children_of(node.xsd):
+            for child in node.below.values():
                 if child.name.startswith("@"):
                     continue
                 below = [*path, child.name]
@@ -143,22 +154,24 @@ def find_path(root: Node, wanted: Sequence[str]) -> tuple[list[str], Node] | Non
 # -- from elements to values -----------------------------------------------------------------------------
 
 
-def local(tag: Any) -> str:
-    """The name of an element without its namespace; "" of a comment."""
-    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
+@lru_cache(maxsize=4096)
+def local(tag: str) -> str:
+    """The name of an element or attribute without its namespace."""
+    return tag.rpartition("}")[2]
 
 
 def row_of(element: Any, known: dict[str, Node]) -> dict[str, str | list[str] | None]:
     """The values of a row by column, as texts: those of columns of type jsonb are JSON.
 
-    known: the columns of the schema by name; attributes begin with @. A value that the schema does not
-    know is in the row too. An element that comes again although the schema has it once becomes a list.
+    element: without comments in it. known: the columns of the schema by name; attributes begin with @.
+    A value that the schema does not know is in the row too. An element that comes again although the
+    schema has it once becomes a list.
     """
     row: dict[str, str | list[str] | None] = {}
-    for name, value in element.attrib.items():
+    for name, value in element.items():
         if not name.startswith(XSI):
             row[f"@{local(name)}"] = value
-    nodes = [child for child in element if local(child.tag)]
+    nodes = list(element)
     if not nodes and element.text and (element.text.strip() or not row):
         row[local(element.tag)] = element.text
     for child in nodes:
@@ -168,7 +181,7 @@ def row_of(element: Any, known: dict[str, Node]) -> dict[str, str | list[str] | 
         if name not in row:
             row[name] = [value] if node is not None and node.many and value is not None else value
         elif isinstance(already := row[name], list):
-            already.append(value if value is not None else "null")
+            already.append(_quoted(value, node))
         else:
             row[name] = [_quoted(already, node), _quoted(value, node)]
     return row
@@ -181,13 +194,12 @@ def _quoted(text: str | list[str] | None, node: Node | None) -> str:
         return "null"
     if node is not None and (node.type == "jsonb" or node.many):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return _json_text(text)
 
 
 def _text_of(child: Any, node: Node | None) -> str | None:
-    nested = any(local(inner.tag) for inner in child)
-    if nested or (node is not None and (node.type == "jsonb" or node.many)):
-        return json_of(child, node.xsd if node is not None else None)
+    if len(child) or (node is not None and (node.type == "jsonb" or node.many)):
+        return json_of(child, node)
     if child.get(NIL) in ("true", "1"):
         return None
     text = child.text or ""
@@ -196,39 +208,37 @@ def _text_of(child: Any, node: Node | None) -> str | None:
     return text
 
 
-def json_of(element: Any, kind: Any, depth: int = 0) -> str | None:
+def json_of(element: Any, node: Node | None) -> str | None:
     """An element as JSON text: its attributes (@name), its elements, its text ($ beside attributes).
 
     Numbers keep every digit. None for an element that is nil.
     """
     if element.get(NIL) in ("true", "1"):
         return None
-    known = {node.name: node for node in children_of(kind)} if kind is not None else {}
-    nodes = [child for child in element if local(child.tag)]
+    known = node.below if node is not None else {}
+    nodes = list(element)
     attributes = {
         f"@{local(name)}": _leaf(value, known[key].type if (key := f"@{local(name)}") in known else "text")
-        for name, value in element.attrib.items()
+        for name, value in element.items()
         if not name.startswith(XSI)
     }
     if not nodes and not attributes:
-        own = type_of(kind) if kind is not None else "text"
+        own = node.type if node is not None else "text"
         if own == "jsonb":
             # an element that could have others in it, and has none
-            return "{}" if not (element.text or "").strip() else json.dumps(element.text, ensure_ascii=False)
+            return "{}" if not (element.text or "").strip() else _json_text(element.text)
         return _leaf(element.text or "", own)
     found: dict[str, list[str]] = {name: [value] for name, value in attributes.items()}
     for child in nodes:
         name = local(child.tag)
-        node = known.get(name)
-        below = node.xsd if node is not None and depth < MAX_DEPTH else None
-        found.setdefault(name, []).append(json_of(child, below, depth + 1) or "null")
+        found.setdefault(name, []).append(json_of(child, known.get(name)) or "null")
     if not nodes and (element.text or "").strip():
-        found["$"] = [json.dumps(element.text, ensure_ascii=False)]
+        found["$"] = [_json_text(element.text)]
     parts = []
     for name, values in found.items():
         several = len(values) > 1 or (name in known and known[name].many)
         value = f"[{', '.join(values)}]" if several else values[0]
-        parts.append(f"{json.dumps(name, ensure_ascii=False)}: {value}")
+        parts.append(f"{_json_text(name)}: {value}")
     return "{" + ", ".join(parts) + "}"
 
 
@@ -241,7 +251,7 @@ def _leaf(text: str, type: str) -> str:
         return "true" if bare in ("true", "1") else "false"
     if not bare and type not in ("text", ""):
         return "null"
-    return json.dumps(text if type in ("text", "") else bare, ensure_ascii=False)
+    return _json_text(text if type in ("text", "") else bare)
 
 
 # -- from texts to columns -------------------------------------------------------------------------------

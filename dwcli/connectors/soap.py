@@ -281,7 +281,7 @@ def _column_names(nodes: Sequence[Node]) -> tuple[str, ...]:
 
 def _rows_of(client: Client, operation: str) -> _Rows:
     """Where the rows of an operation are: at `data_path`, or at the first element that is repeated."""
-    from dwcli.connectors._soaptypes import Node, children_of, find_path, find_rows, node_of
+    from dwcli.connectors._soaptypes import Node, find_path, find_rows, node_of
 
     output = client.binding.get(operation).output
     body = getattr(output, "body", None)
@@ -289,10 +289,10 @@ def _rows_of(client: Client, operation: str) -> _Rows:
     wanted = tuple(part for part in re.split(r"[./]", client.config.data_path) if part)
     found = find_path(root, wanted) if wanted else find_rows(root)
     if found is None:
-        return _Rows(wanted, (), False) if wanted else _Rows((), tuple(children_of(root.xsd)))
+        return _Rows(wanted, (), False) if wanted else _Rows((), tuple(root.below.values()))
     path, node = found
     if node.type == "jsonb":
-        return _Rows(tuple(path), tuple(children_of(node.xsd)))
+        return _Rows(tuple(path), tuple(node.below.values()))
     return _Rows(tuple(path), (replace(node, many=False),))
 
 
@@ -548,7 +548,7 @@ def _row_in(rows: _Rows, element: Any) -> Iterator[Any]:
         raise _fault(element)
     if not rows.path:
         if _is_body(element):
-            yield from (child for child in element if local(child.tag))
+            yield from element
         return
     if local(element.tag) != rows.path[-1] or _is_body(element):
         return
@@ -572,7 +572,7 @@ def _fault(element: Any) -> QueryFailed | ConnectionFailed:
     """A fault of SOAP 1.1 or 1.2 in our words."""
     from dwcli.connectors._soaptypes import local
 
-    found = {local(inner.tag): (inner.text or "").strip() for inner in element.iter() if local(inner.tag)}
+    found = {local(inner.tag): (inner.text or "").strip() for inner in element.iter()}
     said = found.get("faultstring") or found.get("Text") or "it gave no reason"
     code = found.get("faultcode") or found.get("Value") or ""
     if any(value.rpartition(":")[2] in NOT_LET_IN for value in found.values()):
