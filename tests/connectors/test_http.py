@@ -436,6 +436,20 @@ def test_more_rows_that_nobody_can_get_are_an_error(api, source, answer):
     assert len(rows(source(pagination="none"), "/r")) == 1
 
 
+def test_rows_that_move_from_page_to_page_are_warned_of(api, source, caplog):
+    def route(asked):
+        page = int(asked.query.get("page", 1))
+        shift = 1 if page > 1 else 0  # a row was inserted in front when page 1 had been read
+        return numbered(1, 251)[(page - 1) * 100 - shift : page * 100 - shift]
+
+    api.routes["/r"] = route
+    with caplog.at_level(logging.WARNING, "dwcli"):
+        assert len(rows(source(pagination="page"), "/r")) == 251
+    assert [r.getMessage() for r in caplog.records] == [
+        "/r, page 2 begins with a row of the page before: the source changes as it is read"
+    ]
+
+
 @pytest.mark.parametrize("turns", [1, 3])
 def test_links_in_a_circle_end(api, source, turns):
     def route(asked):
