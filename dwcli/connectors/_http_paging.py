@@ -2,6 +2,7 @@
 
     link       the Link header names the next page
     next_url   a field of the body is the next page's address
+    links      a list of links in the body has one with `"rel": "next"`
     cursor     a field of the body goes into a parameter of the next request
     last_id    `has_more`, and the last row's id goes into a parameter
     page       the page's number goes up by one
@@ -55,7 +56,7 @@ _CURSORS = {
     "NextToken": "NextToken", "continuation_token": "continuation_token",
     "continuationToken": "continuationToken", "next_page": "page", "nextPage": "page",
     "next_offset": "offset", "nextOffset": "offset", "end_cursor": "after", "after": "after",
-    "next_page_id": "page_id", "scroll_id": "scroll_id",
+    "next_page_id": "page_id", "scroll_id": "scroll_id", "bookmark": "bookmark", "cursor": "cursor",
 }  # fmt: skip
 _MORE = ("has_more", "hasMore", "has_next", "hasNext", "has_next_page", "hasNextPage", "more")
 _TOTALS = (
@@ -68,7 +69,7 @@ _OFFSETS = ("offset", "skip", "startAt", "start")
 _TOTAL_HEADERS = ("x-total-count", "x-total", "x-wp-total")
 _LAST_HEADERS = ("x-total-pages", "x-wp-totalpages")
 #: Fields that mean that there is more, where nothing tells how to use them.
-_UNCLEAR = ("next", "next_id", "nextId", "cursor", "next_key", "nextKey", "next_marker", "NextMarker")
+_UNCLEAR = ("next", "next_id", "nextId", "next_key", "nextKey", "next_marker", "NextMarker")
 #: Fields that are null, or not there, on the last page.
 _ENDS = ("next", "next_url", "nextUrl", "next_link", "nextLink", "next_page_url", "nextPageUrl", *_CURSORS)
 #: Content-Range: 0-99/250, as PostgREST sends it with every answer
@@ -286,6 +287,8 @@ def _found_plan(config: Config, request: Request, page: Page, name: str) -> Plan
         return Plan("cursor", param or known, config.next_path)
     if path := _named(page, _NEXT_URLS, _is_address):
         return Plan("next_url", path=path)
+    if _linked(page):
+        return Plan("links")
     if path := _named(page, tuple(_CURSORS)):
         return Plan("cursor", param or _CURSORS[path.rpartition(".")[2]], path)
     given = dict(parse_qsl(urlsplit(request.url).query))
@@ -294,7 +297,7 @@ def _found_plan(config: Config, request: Request, page: Page, name: str) -> Plan
         return (
             Plan("page", param or _param(given, _NUMBERS, "page"), from_zero=number == 0) if more else _NONE
         )
-    if (offset := _named(page, _OFFSETS)) and _total(page) is not None:
+    if (offset := _named(page, _OFFSETS)) and (_total(page) is not None or _more(page)):
         return Plan("offset", param or offset.rpartition(".")[2])
     if _RANGE.search(page.answer.headers.get("content-range", "")):
         return Plan("offset", param or "offset")
@@ -376,6 +379,19 @@ def _more(page: Page) -> bool | None:
     return None
 
 
+def _linked(page: Page) -> str:
+    """The next page's address in a list of links: [{"rel": "next", "href": …}]; "" where there is none."""
+    for key in ("links", "link"):
+        links = page.places.get("", {}).get(key)
+        if links is None or first_byte(links) != "[":
+            continue
+        for rows, _ in body_of.rows_in(links, key, len(memoryview(links)) + 1):
+            for link in rows:
+                if scalar(link.get("rel", link.get("relation"))) == "next":
+                    return str(scalar(link.get("href", link.get("url"))) or "")
+    return ""
+
+
 def _ended(page: Page) -> bool:
     """Whether the answer says by itself that this is the last page: `has_more` is false, `next` is null."""
     nothing = ("", None, False, "0")
@@ -398,6 +414,8 @@ def _following(
         case "next_url":
             value = scalar(at(page.body, plan.path)) if plan.path else None
             return _led(config, request, page, value if isinstance(value, str) else "", name)
+        case "links":
+            return _led(config, request, page, _linked(page), name)
         case "cursor":
             value = scalar(at(page.body, plan.path)) if plan.path else None
             if not isinstance(value, str) or value in ("", "0") or _more(page) is False:

@@ -332,10 +332,29 @@ def cursor_that_ends_with_zero(asked, api):
     return {"users": found, "next_cursor": page + 1 if more else 0}
 
 
+def list_of_links(asked, api):
+    found, page, more = paged(asked)
+    following = [{"relation": "next", "url": f"{api.url}/r?page={page + 1}"}] if more else []
+    return {"resourceType": "Bundle", "link": [{"relation": "self", "url": "x"}, *following], "entry": found}
+
+
+def offset_and_more(asked, api):
+    offset = int(asked.query.get("offset", 0))
+    found = numbered(1, 251)[offset : offset + 100]
+    links = [{"rel": "next", "href": f"{api.url}/r?offset={offset + 100}"}] if offset + 100 < 250 else []
+    return {"items": found, "hasMore": bool(links), "limit": 100, "offset": offset, "links": links}
+
+
+def cursor_of_square(asked, api):
+    found, page, more = paged(asked, param="cursor")
+    return {"payments": found} | ({"cursor": str(page + 1)} if more else {})
+
+
 STYLES = [
     link_header, relative_link, odata, hal, cursor_in_body, cursor_in_meta, cursor_of_hubspot,
     next_page_number, page_and_total_pages, pages_from_zero, offset_and_total, jira, has_more,
     postgrest, cursor_that_ends_with_zero,
+    list_of_links, offset_and_more, cursor_of_square,
 ]  # fmt: skip
 
 
