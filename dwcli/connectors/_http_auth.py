@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -177,10 +178,12 @@ def _ends_at(expires_in: Any) -> float | None:
 
 
 def unreachable(url: str, error: Exception) -> DwError:
-    """The error for a request that brought no answer."""
+    """The error for a request that brought no answer; layer `tls`, or `lost` for what may pass."""
+    import httpx2
+
     why = str(error) or type(error).__name__
     where = _host(url)
-    if "certificate" in why.lower() or "ssl" in why.lower() or "tls" in why.lower():
+    if isinstance(error, httpx2.ConnectError) and re.search(r"(?i)certificate|ssl|tls", why):
         hint = "set ssl_ca to the server's certificate authority, or check the address"
         return ConnectionFailed(f"no TLS with {where}", layer="tls", why=why, hint=hint)
     hint = "run it again: nothing was committed"

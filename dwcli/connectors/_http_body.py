@@ -235,7 +235,7 @@ def _lists(inside: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for key, value in inside.items():
         if first_byte(value) == "[":
             start = bytes(memoryview(value)[:256]).lstrip(_SPACE)[1:].lstrip(_SPACE)
-            if start[:1] in (b"{", b"]"):
+            if start[:1] in (b"{", b"]") and key not in ("link", "links"):
                 found[f"{prefix}{key}"] = value
     return found
 

@@ -275,7 +275,8 @@ def _receive(client: Client, request: Request, name: str) -> tuple[Answer | None
     except (httpx2.InvalidURL, RuntimeError) as error:
         if client.stopped.is_set():
             raise _closed(name) from None
-        raise QueryFailed(f"{name}: the address cannot be used", why=str(error)) from None
+        why = without_secrets(str(error), config, client.tokens)
+        raise QueryFailed(f"{name}: the address cannot be used", why=why) from None
     try:
         if response.is_redirect and response.headers.get("location"):
             return None, response.headers["location"], response.status_code in (307, 308)

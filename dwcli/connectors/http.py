@@ -7,6 +7,7 @@ in a circle, or that ends with fewer rows than the source says it has.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -175,9 +176,17 @@ def connect(config: Config) -> Client:
     if not _behind_a_proxy(config.base_url):
         reach(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     warn_of_plain_text(config)
+    _keep_addresses_out_of_logs()
     secure = sending.tls(str(config.ssl_ca) if config.ssl_ca else "")
     agent = {"User-Agent": "dw"}
     return Client(config, httpx2.Client(verify=secure, timeout=config.timeout_seconds, headers=agent))
+
+
+def _keep_addresses_out_of_logs() -> None:
+    """The driver logs the address of every request, in which an API key may stand."""
+    logger = logging.getLogger("httpx2")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
 
 
 def _behind_a_proxy(url: str) -> bool:
@@ -421,12 +430,16 @@ def _children(client: Client, parent: str, path: str, names: Sequence[str], curs
                 child = filled(path, {name: str(scalar(value)) for name, value in keys.items()})
                 added = {parent_column(parent, name): value for name, value in keys.items()}
                 read_parents += 1
+                arrived = False
                 try:
                     for inner in pages(
                         client, Request(_address(config, child)), config.data_path, _name(child)
                     ):
                         yield inner, added
+                        arrived = True
                 except ResourceMissing as error:
+                    if arrived:
+                        raise
                     missing, last = missing + 1, error
                     _log.warning("%s is not there: its parent may be deleted by now", _name(child))
     if last is not None and missing == read_parents:

@@ -332,10 +332,29 @@ def cursor_that_ends_with_zero(asked, api):
     return {"users": found, "next_cursor": page + 1 if more else 0}
 
 
+def list_of_links(asked, api):
+    found, page, more = paged(asked)
+    following = [{"relation": "next", "url": f"{api.url}/r?page={page + 1}"}] if more else []
+    return {"resourceType": "Bundle", "link": [{"relation": "self", "url": "x"}, *following], "entry": found}
+
+
+def offset_and_more(asked, api):
+    offset = int(asked.query.get("offset", 0))
+    found = numbered(1, 251)[offset : offset + 100]
+    links = [{"rel": "next", "href": f"{api.url}/r?offset={offset + 100}"}] if offset + 100 < 250 else []
+    return {"items": found, "hasMore": bool(links), "limit": 100, "offset": offset, "links": links}
+
+
+def cursor_of_square(asked, api):
+    found, page, more = paged(asked, param="cursor")
+    return {"payments": found} | ({"cursor": str(page + 1)} if more else {})
+
+
 STYLES = [
     link_header, relative_link, odata, hal, cursor_in_body, cursor_in_meta, cursor_of_hubspot,
     next_page_number, page_and_total_pages, pages_from_zero, offset_and_total, jira, has_more,
     postgrest, cursor_that_ends_with_zero,
+    list_of_links, offset_and_more, cursor_of_square,
 ]  # fmt: skip
 
 
@@ -434,6 +453,20 @@ def test_more_rows_that_nobody_can_get_are_an_error(api, source, answer):
     with pytest.raises(SourceData, match="how to get them is not clear"):
         rows(source(), "/r")
     assert len(rows(source(pagination="none"), "/r")) == 1
+
+
+def test_rows_that_move_from_page_to_page_are_warned_of(api, source, caplog):
+    def route(asked):
+        page = int(asked.query.get("page", 1))
+        shift = 1 if page > 1 else 0  # a row was inserted in front when page 1 had been read
+        return numbered(1, 251)[(page - 1) * 100 - shift : page * 100 - shift]
+
+    api.routes["/r"] = route
+    with caplog.at_level(logging.WARNING, "dwcli"):
+        assert len(rows(source(pagination="page"), "/r")) == 251
+    assert [r.getMessage() for r in caplog.records] == [
+        "/r, page 2 begins with a row of the page before: the source changes as it is read"
+    ]
 
 
 @pytest.mark.parametrize("turns", [1, 3])
@@ -763,7 +796,10 @@ def test_credentials_go_into_headers(api, source, config, sent):
     assert sent.items() <= api.asked[0].headers.items()
 
 
-def test_an_api_key_in_the_query_is_in_every_page_and_no_message(api, source):
+def test_an_api_key_in_the_query_is_in_every_page_and_no_message(api, source, caplog):
+    caplog.set_level(logging.DEBUG, "dwcli")
+    caplog.set_level(logging.INFO)
+
     def route(asked):
         if "page" in asked.query:
             return Reply(f"bad key {asked.query['key']}".encode(), 400)
@@ -773,7 +809,8 @@ def test_an_api_key_in_the_query_is_in_every_page_and_no_message(api, source):
     with pytest.raises(QueryFailed) as error:
         rows(source(api_key="s3cr3t", api_key_name="key", api_key_in="query"), "/r")
     assert [q["key"] for q in api.queries("/r")] == ["s3cr3t", "s3cr3t"]
-    assert "s3cr3t" not in f"{error.value} {error.value.why} {error.value.hint}" and "***" in error.value.why
+    assert "s3cr3t" not in f"{error.value} {error.value.why} {error.value.hint}{caplog.text}"
+    assert "***" in error.value.why
 
 
 def test_two_ways_to_log_in_are_refused():
@@ -1075,6 +1112,14 @@ def test_a_parent_that_is_gone_has_no_children_but_not_all_are(api, source):
         rows(source(), "/p/{id}/c")
     api.routes["/p/2/c"] = lambda asked: [{"x": 1}]
     assert rows(source(), "/p/{id}/c") == [{"_p_id": 2, "x": 1}]
+
+
+def test_a_child_that_breaks_off_is_an_error(api, source):
+    api.routes["/p"] = lambda asked: [{"id": 1}, {"id": 2}]
+    api.routes["/p/1/c"] = lambda asked: {"items": [{"x": 1}], "next": "/gone"}
+    api.routes["/p/2/c"] = lambda asked: [{"x": 1}]
+    with pytest.raises(ResourceMissing):
+        rows(source(), "/p/{id}/c")
 
 
 def test_parents_without_the_field_are_an_error(api, source):
