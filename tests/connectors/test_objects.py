@@ -49,12 +49,10 @@ def azure(azurite_endpoint):
         yield found
 
 
-def test_a_bucket_or_folder_that_is_not_there_is_told(s3, azure, tmp_path):
+def test_a_bucket_or_folder_that_is_not_there_is_told(s3, azure):
     assert isinstance(refused(s3.config, bucket="none-such"), ResourceMissing)
     assert isinstance(refused(s3.config, remote_base_path="nowhere"), ResourceMissing)
     assert isinstance(refused(azure.config, container="none-such"), ResourceMissing)
-    with places.gcs_place(tmp_path) as gcs:
-        assert isinstance(refused(gcs.config, bucket="none-such"), ResourceMissing)
 
 
 def test_wrong_keys_are_failed_logins(azure, tmp_path):
