@@ -7,6 +7,7 @@ each; nodes, relationships and paths among it are jsonb. Records are streamed, `
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ def connect(config: Config) -> Client:
         import neo4j
     except ImportError as error:
         raise driver_missing("neo4j", error) from None
+    # Without a handler of its own the driver's errors end up on the terminal.
+    logging.getLogger("neo4j").addHandler(logging.NullHandler())
     parts = urlsplit(config.uri)
     reach(parts.hostname or "", parts.port or 7687)
     secret = config.password.get_secret_value()
@@ -173,7 +176,7 @@ def _chain(error: BaseException | None) -> str:
 
 
 def _words(error: Exception) -> str:
-    return str(getattr(error, "message", None) or error).split("\n")[0]
+    return str(getattr(error, "message", None) or error).split("\n")[0].rstrip(":")
 
 
 @contextmanager
