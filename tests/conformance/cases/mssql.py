@@ -82,14 +82,15 @@ def place(folder: Path) -> Iterator[Place]:
 
 
 def stored(value: Any) -> Any:
-    """A value as JSON has it: no decimals, no times."""
+    """A value as JSON has it: no decimals, and times as seconds since 1970."""
     if isinstance(value, Decimal):
         return float(value)
-    return value.isoformat() if isinstance(value, datetime) else value
+    return int(value.timestamp()) if isinstance(value, datetime) else value
 
 
 CASE = Case(
     place,
     types={"id": "bigint", "name": "text", "amount": "double precision"},
+    columns={"at": "to_timestamp(at)"},
     wrong_password={"password": "secret-word"},
 )
