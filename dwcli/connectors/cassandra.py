@@ -241,7 +241,7 @@ def _causes(error: Exception) -> list[Any]:
 
 def _words(error: Exception) -> str:
     *_, last = _causes(error)
-    return str(getattr(last, "message", None) or last).split("\n")[0]
+    return str(getattr(last, "message", None) or last).split("\n")[0].removesuffix(", last_host=None")
 
 
 @contextmanager
@@ -425,7 +425,7 @@ class _Pages:
         """At most `count` rows, none at the end."""
         while not self.rows and self.state is not None:
             found = _page(self.client, self.cql, self.page, self.state)
-            self.rows, self.state = list(found.current_rows), found.response_future._paging_state
+            self.rows, self.state = list(found.current_rows), found.paging_state
             self._measure()
         taken, self.rows = self.rows[:count], self.rows[count:]
         return taken
@@ -462,7 +462,7 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
             list(found.current_rows),
             list(found.column_names or ()),
             list(found.column_types or ()),
-            found.response_future._paging_state,
+            found.paging_state,
         )
         if not pages.names:
             raise QueryFailed("the query returns no rows", hint="give a SELECT, or the name of a table")

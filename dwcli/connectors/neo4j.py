@@ -176,7 +176,7 @@ def _chain(error: BaseException | None) -> str:
 
 
 def _words(error: Exception) -> str:
-    return str(getattr(error, "message", None) or error).split("\n")[0]
+    return str(getattr(error, "message", None) or error).split("\n")[0].rstrip(":")
 
 
 @contextmanager

