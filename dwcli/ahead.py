@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Piece = TypeVar("Piece")
@@ -15,8 +15,13 @@ PATIENCE_SECONDS = 0.2
 JOIN_SECONDS = 5.0
 
 
-def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, None]:
+def ahead(
+    pieces: Iterable[Piece], depth: int = 1, interrupt: Callable[[], None] | None = None
+) -> Generator[Piece, None, None]:
     """Yield the pieces in order while a thread makes the next ones, at most `depth` waiting.
+
+    interrupt: called before the thread is waited for when its pieces are not wanted any more; ends what
+    the thread may be waiting for.
 
     An exception from `pieces` is raised here, in its place. Closing this generator stops the thread
     and closes `pieces` in the thread that ran it.
@@ -29,6 +34,7 @@ def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, Non
         while True:
             kind, value = waiting.get()
             if kind == "end":
+                interrupt = None
                 return
             if kind == "error":
                 assert isinstance(value, BaseException)
@@ -36,6 +42,8 @@ def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, Non
             yield value  # type: ignore[misc]  # what `_work` puts beside "piece" is a Piece
     finally:
         unwanted.set()
+        if interrupt is not None:
+            interrupt()
         _drain(waiting)
         worker.join(JOIN_SECONDS)
 
