@@ -341,18 +341,14 @@ def _frames(
     name = _name(query if not target_of(query).graphql else config.base_url)
     rows: list[Row] = []
     size = 0
-    with closing(ahead(arriving)) as fetched:
-        try:
-            for page, added in fetched:
-                for some, length in rows_in(page.rows, name, block):
-                    rows += _made(config, some, page.node, added, names, name)
-                    size += length
-                    if size >= block:
-                        yield _frame(name, rows, seen)
-                        rows, size = [], 0
-        except BaseException:
-            sending.stop(client)  # before the thread that waits for it is joined
-            raise
+    with closing(ahead(arriving, interrupt=lambda: sending.stop(client))) as fetched:
+        for page, added in fetched:
+            for some, length in rows_in(page.rows, name, block):
+                rows += _made(config, some, page.node, added, names, name)
+                size += length
+                if size >= block:
+                    yield _frame(name, rows, seen)
+                    rows, size = [], 0
     if rows:
         yield _frame(name, rows, seen)
 
