@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Piece = TypeVar("Piece")
@@ -16,8 +16,13 @@ PATIENCE_SECONDS = 0.2
 JOIN_SECONDS = 5.0
 
 
-def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, None]:
+def ahead(
+    pieces: Iterable[Piece], depth: int = 1, interrupt: Callable[[], None] | None = None
+) -> Generator[Piece, None, None]:
     """Yield the pieces in order while a thread makes the next ones, at most `depth` waiting.
+
+    interrupt: called before the thread is waited for when its pieces are not wanted any more; ends what
+    the thread may be waiting for.
 
     An exception from `pieces` is raised here, in its place. Closing this generator stops the thread
     and closes `pieces` in the thread that ran it.
@@ -33,6 +38,7 @@ def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, Non
         while True:
             kind, value = waiting.get()
             if kind == "end":
+                interrupt = None
                 return
             if kind == "error":
                 assert isinstance(value, BaseException)
@@ -40,6 +46,8 @@ def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, Non
             yield value  # type: ignore[misc]  # what `_work` puts beside "piece" is a Piece
     finally:
         unwanted.set()
+        if interrupt is not None:
+            interrupt()
         _drain(waiting)
         worker.join(JOIN_SECONDS)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
-from dwcli.cli._inference import Plan, cautions, pipeline_name, propose, write_for
+from dwcli.cli._inference import STREAMS, Plan, cautions, own_place, pipeline_name, propose, write_for
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
     DRAFT,
@@ -315,11 +315,14 @@ def _ask_key(resource: Resource) -> tuple[str, ...]:
 
 
 def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
+    if resource.kind in STREAMS:
+        say(f"  Cursor: {own_place(resource)}")
+        return None
     candidates = {candidate.column: candidate.reason for candidate in resource.cursors}
     others = [column.name for column in resource.columns if column.name not in candidates]
     width = max([9, *(len(column) for column in candidates)])
     options = [(column, f"{column:<{width}} {reason}") for column, reason in candidates.items()]
-    options.append((NONE, f"{'none':<{width}} reload everything each run"))
+    options.append((NONE, f"{'none':<{width}} {own_place(resource) or 'reload everything each run'}"))
     if others:
         options.append(("*", f"{'other':<{width}} pick a column"))
     answer = prompts.choose("Cursor", options, usual or NONE)
@@ -330,7 +333,8 @@ def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
 
 def _ask_write(resource: Resource, key: Sequence[str], cursor: str | None) -> str:
     usual = write_for(resource, key, cursor)
-    possible = [word for word in WRITE_WORDS if word not in KEYED or key]
+    unfit = {*(() if key else KEYED), *(("replace",) if resource.kind in STREAMS else ())}
+    possible = [word for word in WRITE_WORDS if word not in unfit]
     options = [(word, WRITE_WORDS[word]) for word in sorted(possible, key=lambda word: word != usual)]
     return prompts.choose("Write", options, usual)
 

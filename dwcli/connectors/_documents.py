@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import chain
 from types import NoneType
@@ -43,22 +43,31 @@ class Forms:
     native: types that `fill_values` knows, with what makes the value one of them; None: it is one.
     texts: types with a text form of their own: the PostgreSQL type, and the text.
     json: every other value (documents, arrays, what has no type in PostgreSQL) as JSON text.
+    inexact: what is lost of some values of a type, and whether it is lost of this one.
+    zone: what naive datetimes mean.
     """
 
     native: Mapping[type, Callable[[Any], Any] | None]
     texts: Mapping[type, tuple[str, Callable[[Any, Changed], str]]]
     json: Callable[[Any, Changed], str]
+    inexact: Mapping[type, tuple[str, Callable[[Any], bool]]] = field(default_factory=dict)
+    zone: str = "UTC"
 
 
 def fill_documents(values: Sequence[Any], running: str, forms: Forms) -> Filled:
     """One field of a chunk as a column. `running`: its type so far, "" before the first value."""
     kinds = set(map(type, values)) - {NoneType}
+    changed: Changed = Counter()
+    for kind in kinds & forms.inexact.keys():
+        what, lost = forms.inexact[kind]
+        if count := sum(type(v) is kind and lost(v) for v in values):
+            changed[what] += count
     if kinds <= forms.native.keys():
         for kind in kinds:
             if (convert := forms.native[kind]) is not None:
                 values = [convert(v) if type(v) is kind else v for v in values]
-        return fill_values(values, running)
-    changed: Changed = Counter()
+        filled = fill_values(values, running, forms.zone)
+        return replace(filled, changed={**filled.changed, **changed}) if changed else filled
     texts = [None if v is None else _text(v, forms, changed) for v in values]
     wanted = {_postgres_type(kind, forms) for kind in kinds}
     target = wanted.pop() if len(wanted) == 1 else "text"
@@ -170,6 +179,54 @@ def _sent(gathered: _Gathered, batch_bytes: int) -> Iterator[IngestedItem]:
     for part in slices(frame, batch_bytes):
         yield IngestedItem(part, types, metadata=metadata)
         metadata = {}
+
+
+def chunked(rows: Iterable[Mapping[str, Any]], batch_bytes: int) -> Iterator[list[Mapping[str, Any]]]:
+    """Rows in chunks of at most CHUNK_ROWS, and about a quarter of `batch_bytes`."""
+    chunk: list[Mapping[str, Any]] = []
+    size, limit = 0, batch_bytes // 4
+    for row in rows:
+        chunk.append(row)
+        size += weight(row)
+        if size >= limit or len(chunk) >= CHUNK_ROWS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def weight(value: Any) -> int:
+    """About how many bytes a value takes."""
+    if isinstance(value, str | bytes | bytearray):
+        return len(value) + 16
+    if isinstance(value, Mapping):
+        return sum(map(weight, value.values())) + 16
+    return sum(map(weight, value)) + 16 if isinstance(value, list | tuple | set | frozenset) else 16
+
+
+def of_one_kind(
+    chunks: Iterable[Sequence[Mapping[str, Any]]],
+    column: str,
+    kind_of: Callable[[Any], str],
+    asked: Collection[str],
+) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """The same chunks. Raises SourceData where values of the cursor column cannot be compared.
+
+    kind_of: values of one kind are compared; "null" and "other" stand for no value and for none that
+    can be. asked: the kinds that a bound of the cursor is compared with, if there is a bound.
+    """
+    kinds: set[str] = set()
+    for chunk in chunks:
+        kinds |= {kind_of(row.get(column)) for row in chunk}
+        compared = kinds - {"null"}
+        if len(compared) > 1 or "other" in compared or (asked and not compared <= set(asked)):
+            held = sorted(compared | (set(asked) if len(asked) == 1 else set()))
+            raise SourceData(
+                f"'{column}' cannot be a cursor: it holds {' and '.join(held)}",
+                why="the source compares values of one kind only, so a run would miss the others",
+                hint="choose another cursor, or mend the values in the source",
+            )
+        yield chunk
 
 
 # -- JSON, and instants that Python cannot hold ---------------------------------------------------------

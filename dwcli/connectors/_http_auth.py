@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def needs_token(config: Config, tokens: Tokens) -> bool:
 
 
 def fetch_token(client: httpx2.Client, config: Config, tokens: Tokens) -> None:
-    """Ask the token endpoint for a new token. Raises ConnectionFailed with layer `login`, `port` or `tls`.
+    """Ask the token endpoint for a new token. Raises ConnectionFailed; layer `lost` may pass.
 
     The client's id and secret go into the Authorization header, as servers have to accept; where one
     answers 400 or 401, into the form.
@@ -127,6 +128,10 @@ def fetch_token(client: httpx2.Client, config: Config, tokens: Tokens) -> None:
         if retried == 200:
             status, body, tokens.in_form = retried, second, True
     token = body.get("access_token")
+    if status == 429 or status >= 500:
+        raise ConnectionFailed(
+            f"{_host(url)} gives no OAuth2 token", "lost", f"status {status}", "run it again later"
+        )
     if status != 200 or not isinstance(token, str) or not token:
         why = str(body.get("error_description") or body.get("error") or f"status {status}")
         raise ConnectionFailed(
@@ -173,10 +178,12 @@ def _ends_at(expires_in: Any) -> float | None:
 
 
 def unreachable(url: str, error: Exception) -> DwError:
-    """The error for a request that brought no answer."""
+    """The error for a request that brought no answer; layer `tls`, or `lost` for what may pass."""
+    import httpx2
+
     why = str(error) or type(error).__name__
     where = _host(url)
-    if "certificate" in why.lower() or "ssl" in why.lower() or "tls" in why.lower():
+    if isinstance(error, httpx2.ConnectError) and re.search(r"(?i)certificate|ssl|tls", why):
         hint = "set ssl_ca to the server's certificate authority, or check the address"
         return ConnectionFailed(f"no TLS with {where}", layer="tls", why=why, hint=hint)
     hint = "run it again: nothing was committed"

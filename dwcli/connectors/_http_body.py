@@ -45,6 +45,11 @@ def _decoders() -> tuple[Any, Any, Any]:
     return Decoder(dict[str, Raw]), Decoder(list[Raw]), Decoder(Raw)
 
 
+def array_of_lines(body: Any) -> bytes:
+    """NDJSON, a value on each line, as the array of these values."""
+    return b"[" + b",".join(line for line in bytes(body[:]).splitlines() if line.strip()) + b"]"
+
+
 def checked(body: Any, name: str) -> Any:
     """The body as one JSON value. Raises SourceData for what is no JSON, a web page, or cut off."""
     import msgspec
@@ -177,6 +182,9 @@ def refuse_error(body: Any, name: str) -> None:
         if first_byte(value) in "[{" and not bytes(value).strip(b"[{}] \t\r\n"):
             continue
         raise QueryFailed(f"{name}: the answer is an error", why=error_text(body))
+    failed = any(scalar(top.get(key)) is False for key in ("success", "ok"))
+    if failed or ("message" in top and scalar(top.get("status")) in ("error", "fail", "failed")):
+        raise QueryFailed(f"{name}: the answer is an error", why=error_text(body))
 
 
 def error_text(body: Any) -> str:
@@ -227,7 +235,7 @@ def _lists(inside: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for key, value in inside.items():
         if first_byte(value) == "[":
             start = bytes(memoryview(value)[:256]).lstrip(_SPACE)[1:].lstrip(_SPACE)
-            if start[:1] in (b"{", b"]"):
+            if start[:1] in (b"{", b"]") and key not in ("link", "links"):
                 found[f"{prefix}{key}"] = value
     return found
 

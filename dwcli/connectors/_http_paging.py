@@ -2,6 +2,7 @@
 
     link       the Link header names the next page
     next_url   a field of the body is the next page's address
+    links      a list of links in the body has one with `"rel": "next"`
     cursor     a field of the body goes into a parameter of the next request
     last_id    `has_more`, and the last row's id goes into a parameter
     page       the page's number goes up by one
@@ -26,12 +27,17 @@ from dwcli.connectors import _http_body as body_of
 from dwcli.connectors._http_body import at, fields, first_byte, scalar, whole_number
 from dwcli.connectors._http_send import Answer, Client, Request, allowed, send, with_parameters
 from dwcli.errors import QueryFailed, ResourceMissing, SourceData
+from dwcli.log import get_logger
 
 if TYPE_CHECKING:
     from dwcli.connectors.http import Config
 
 #: More empty pages one after the other than this are no way to an end.
 MOST_EMPTY_PAGES = 100
+#: Modes in which the source's rows may move from page to page.
+_COUNTED = ("page", "offset")
+#: Pages larger than this, in bytes, are not looked through for rows that come again.
+_MOST_COMPARED = 4 * 1024 * 1024
 
 #: Objects of an answer in which its paging is described, "" being the answer itself.
 _PLACES = (
@@ -50,7 +56,7 @@ _CURSORS = {
     "NextToken": "NextToken", "continuation_token": "continuation_token",
     "continuationToken": "continuationToken", "next_page": "page", "nextPage": "page",
     "next_offset": "offset", "nextOffset": "offset", "end_cursor": "after", "after": "after",
-    "next_page_id": "page_id", "scroll_id": "scroll_id",
+    "next_page_id": "page_id", "scroll_id": "scroll_id", "bookmark": "bookmark", "cursor": "cursor",
 }  # fmt: skip
 _MORE = ("has_more", "hasMore", "has_next", "hasNext", "has_next_page", "hasNextPage", "more")
 _TOTALS = (
@@ -63,8 +69,14 @@ _OFFSETS = ("offset", "skip", "startAt", "start")
 _TOTAL_HEADERS = ("x-total-count", "x-total", "x-wp-total")
 _LAST_HEADERS = ("x-total-pages", "x-wp-totalpages")
 #: Fields that mean that there is more, where nothing tells how to use them.
-_UNCLEAR = ("next", "next_id", "nextId", "cursor", "next_key", "nextKey", "next_marker", "NextMarker")
+_UNCLEAR = ("next", "next_id", "nextId", "next_key", "nextKey", "next_marker", "NextMarker")
+#: Fields that are null, or not there, on the last page.
+_ENDS = ("next", "next_url", "nextUrl", "next_link", "nextLink", "next_page_url", "nextPageUrl", *_CURSORS)
+#: Content-Range: 0-99/250, as PostgREST sends it with every answer
+_RANGE = re.compile(r"\d+-\d+/(?:\d+|\*)")
 _AFTER = re.compile(r"\$(\w*after\w*)\s*:", re.IGNORECASE)
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,28 @@ class Page:
     count: int
     #: where paging may be described → the fields there
     places: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: the first and the last row, as JSON
+    first: Any = None
+    last: Any = None
     #: field of each element that holds the row itself: GraphQL's `node`
     node: str = ""
+
+
+@dataclass
+class _Walk:
+    """How far a read of pages has come, and what tells that it goes in a circle."""
+
+    name: str
+    pages: int = 0
+    rows: int = 0
+    #: how many rows there are, as the last page says
+    total: int | None = None
+    #: every request so far
+    asked: set[str] = field(default_factory=set)
+    #: a digest of the last page's rows, and these rows where they are not many
+    mark: bytes = b""
+    last_rows: bytes = b""
+    empty: int = 0
 
 
 def pages(client: Client, request: Request, data_path: str, name: str) -> Iterator[Page]:
@@ -101,53 +133,70 @@ def pages(client: Client, request: Request, data_path: str, name: str) -> Iterat
     Raises what `send` raises; SourceData for pages that turn in a circle, for one without the rows' path,
     and for fewer rows than the source says it has.
     """
-    config = client.config
+    config, walk, path = client.config, _Walk(name), data_path
     plan: Plan | None = None
-    asked: set[str] = set()
-    path, before, empty, rows_so_far, number = data_path, b"", 0, 0, 0
     next_request: Request | None = _first(config, request)
-    total: int | None = None
     endpoint = urlsplit(request.url).path.rstrip("/").rpartition("/")[2]
     while next_request is not None:
-        request, number = next_request, number + 1
-        key = f"{request.url} {sorted(request.variables.items())}"
-        if key in asked or number > config.max_pages:
-            raise _loop(name, number, "it was asked for before" if key in asked else "max_pages is less")
-        asked.add(key)
-        here = name if number == 1 else f"{name}, page {number}"
+        request = next_request
+        here = _step(walk, request, config)
         try:
             answer = send(client, request, here)
         except (ResourceMissing, QueryFailed) as error:
-            if plan and plan.mode in ("page", "offset") and _beyond(error):
+            if plan and plan.mode in _COUNTED and _beyond(error):
                 break  # some servers answer so behind the last page
             raise
         page, path = _page(answer, request, path, endpoint, here, config)
-        mark = hashlib.blake2b(memoryview(page.rows)).digest() if page.count else b""
-        if page.count and mark == before:
-            raise _loop(name, number, "it has the same rows as the one before")
-        empty = 0 if page.count else empty + 1
-        if empty > MOST_EMPTY_PAGES:
-            raise _loop(name, number, f"{MOST_EMPTY_PAGES} pages in a row were empty")
-        before, rows_so_far = mark, rows_so_far + page.count
         plan = plan or _plan(config, request, page, here)
-        next_request = _following(config, plan, request, page, rows_so_far, here)
-        total = _total(page) if plan.mode in ("page", "offset") else None
+        _look_back(walk, page, plan, here)
+        next_request = _following(config, plan, request, page, walk.rows, here)
         yield page
-    if total is not None and rows_so_far < total and config.check_total:
+    if walk.total is not None and walk.rows < walk.total and config.check_total:
         raise SourceData(
-            f"{name}: {rows_so_far:,} rows came, where the source says that it has {total:,}",
+            f"{name}: {walk.rows:,} rows came, where the source says that it has {walk.total:,}",
             why="rows may have been deleted while they were read, or the paging is not as configured",
             hint="run it again; if the total counts something else: check_total: false",
         )
 
 
+def _step(walk: _Walk, request: Request, config: Config) -> str:
+    """Count the request, and give the page's name for messages. Raises SourceData for one sent before."""
+    walk.pages += 1
+    key = f"{request.url} {sorted(request.variables.items())}"
+    if key in walk.asked:
+        raise _loop(walk, "it was asked for before")
+    if walk.pages > config.max_pages:
+        raise _loop(walk, f"max_pages is {config.max_pages:,}")
+    walk.asked.add(key)
+    return walk.name if walk.pages == 1 else f"{walk.name}, page {walk.pages:,}"
+
+
+def _look_back(walk: _Walk, page: Page, plan: Plan, name: str) -> None:
+    """Compare a page with the one before. Raises SourceData for the same one, or too many without rows."""
+    mark = hashlib.blake2b(memoryview(page.rows)).digest() if page.count else b""
+    if page.count and mark == walk.mark:
+        raise _loop(walk, "it has the same rows as the one before")
+    walk.empty = 0 if page.count else walk.empty + 1
+    if walk.empty > MOST_EMPTY_PAGES:
+        raise _loop(walk, f"{MOST_EMPTY_PAGES} pages in a row were empty")
+    walk.mark, walk.rows = mark, walk.rows + page.count
+    if plan.mode not in _COUNTED:
+        return
+    walk.total = _total(page)
+    if walk.last_rows and page.count and bytes(page.first) in walk.last_rows:
+        _log.warning("%s begins with a row of the page before: the source changes as it is read", name)
+    few = page.count and memoryview(page.rows).nbytes < _MOST_COMPARED
+    walk.last_rows = bytes(page.rows) if few else b""
+
+
 def _beyond(error: Exception) -> bool:
-    return isinstance(error, ResourceMissing) or "status 400" in getattr(error, "why", "")
+    why = str(getattr(error, "why", ""))
+    return isinstance(error, ResourceMissing) or why.startswith(("status 400", "status 416"))
 
 
-def _loop(name: str, number: int, why: str) -> SourceData:
+def _loop(walk: _Walk, why: str) -> SourceData:
     return SourceData(
-        f"{name}: pagination loop at page {number:,}: {why}",
+        f"{walk.name}: pagination loop at page {walk.pages:,}: {why}",
         hint="set pagination and page_param to what the API's documentation says",
     )
 
@@ -168,13 +217,15 @@ def _page(
     size = max(64 * 1024, config.batch_bytes // 4)
     if answer.status == 204:
         return Page(answer, None, None, 0), path
-    body = body_of.checked(answer.body, name)
+    kind = answer.headers.get("content-type", "").lower()
+    lines = "ndjson" in kind or "jsonl" in kind or "json-lines" in kind
+    body = body_of.checked(body_of.array_of_lines(answer.body) if lines else answer.body, name)
     if request.graphql:
         return _connection(answer, body, path, name, size)
     found = body_of.find_rows(body, path, endpoint, name)
-    count, _, _ = body_of.surveyed(found.rows, size)
+    count, first, last = body_of.surveyed(found.rows, size)
     # An optional path stays optional; one that was found is fixed.
-    return Page(answer, body, found.rows, count, _places(body)), path or found.path
+    return Page(answer, body, found.rows, count, _places(body), first, last), path or found.path
 
 
 def _places(body: Any) -> dict[str, Mapping[str, Any]]:
@@ -236,6 +287,8 @@ def _found_plan(config: Config, request: Request, page: Page, name: str) -> Plan
         return Plan("cursor", param or known, config.next_path)
     if path := _named(page, _NEXT_URLS, _is_address):
         return Plan("next_url", path=path)
+    if _linked(page):
+        return Plan("links")
     if path := _named(page, tuple(_CURSORS)):
         return Plan("cursor", param or _CURSORS[path.rpartition(".")[2]], path)
     given = dict(parse_qsl(urlsplit(request.url).query))
@@ -244,12 +297,16 @@ def _found_plan(config: Config, request: Request, page: Page, name: str) -> Plan
         return (
             Plan("page", param or _param(given, _NUMBERS, "page"), from_zero=number == 0) if more else _NONE
         )
-    if (offset := _named(page, _OFFSETS)) and _total(page) is not None:
+    if (offset := _named(page, _OFFSETS)) and (_total(page) is not None or _more(page)):
         return Plan("offset", param or offset.rpartition(".")[2])
+    if _RANGE.search(page.answer.headers.get("content-range", "")):
+        return Plan("offset", param or "offset")
+    if _ended(page):
+        return _NONE
     for names, mode in ((("page", "page_number", "pageNumber"), "page"), (_OFFSETS, "offset")):
         if used := _param(given, names, ""):
             return Plan(mode, param or used, from_zero=mode == "page" and given[used] == "0")
-    if _more(page) and not param and at(_last_row(config, page), "id") is not None:
+    if _more(page) and not param and at(page.last, "id") is not None:
         return Plan("last_id", "starting_after")
     total = _total(page)
     if _more(page) or _named(page, _UNCLEAR) or (total is not None and total > page.count and page.count > 0):
@@ -322,6 +379,28 @@ def _more(page: Page) -> bool | None:
     return None
 
 
+def _linked(page: Page) -> str:
+    """The next page's address in a list of links: [{"rel": "next", "href": …}]; "" where there is none."""
+    for key in ("links", "link"):
+        links = page.places.get("", {}).get(key)
+        if links is None or first_byte(links) != "[":
+            continue
+        for rows, _ in body_of.rows_in(links, key, len(memoryview(links)) + 1):
+            for link in rows:
+                if scalar(link.get("rel", link.get("relation"))) == "next":
+                    return str(scalar(link.get("href", link.get("url"))) or "")
+    return ""
+
+
+def _ended(page: Page) -> bool:
+    """Whether the answer says by itself that this is the last page: `has_more` is false, `next` is null."""
+    nothing = ("", None, False, "0")
+    named = [value for inside in page.places.values() for name in _ENDS if (value := inside.get(name))]
+    return _more(page) is False or bool(
+        named and all(first_byte(value) not in "{[" and scalar(value) in nothing for value in named)
+    )
+
+
 # -- going on -------------------------------------------------------------------------------------------
 
 
@@ -335,13 +414,15 @@ def _following(
         case "next_url":
             value = scalar(at(page.body, plan.path)) if plan.path else None
             return _led(config, request, page, value if isinstance(value, str) else "", name)
+        case "links":
+            return _led(config, request, page, _linked(page), name)
         case "cursor":
             value = scalar(at(page.body, plan.path)) if plan.path else None
-            if not isinstance(value, str) or not value or _more(page) is False:
+            if not isinstance(value, str) or value in ("", "0") or _more(page) is False:
                 return None
             return replace(request, url=with_parameters(request.url, {plan.param: value}))
         case "last_id":
-            last = scalar(at(_last_row(config, page), "id"))
+            last = scalar(at(page.last, "id"))
             if not _more(page) or not isinstance(last, str):
                 return None
             return replace(request, url=with_parameters(request.url, {plan.param: last}))
@@ -372,7 +453,7 @@ def _counted(plan: Plan, request: Request, page: Page, rows_so_far: int) -> Requ
 
     A page with few rows is no end: servers give fewer than they are asked for.
     """
-    if not page.count or _more(page) is False:
+    if not page.count or _ended(page):
         return None
     total = _total(page)
     if total is not None and rows_so_far >= total > page.count:
@@ -388,10 +469,6 @@ def _counted(plan: Plan, request: Request, page: Page, rows_so_far: int) -> Requ
             return None
         value += 1
     return replace(request, url=with_parameters(request.url, {plan.param: str(value)}))
-
-
-def _last_row(config: Config, page: Page) -> Any:
-    return body_of.surveyed(page.rows, max(64 * 1024, config.batch_bytes // 4))[2]
 
 
 # -- GraphQL --------------------------------------------------------------------------------------------

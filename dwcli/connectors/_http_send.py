@@ -15,8 +15,9 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any
@@ -84,21 +85,36 @@ class Client:
     tokens: Tokens = field(default_factory=Tokens)
     #: set to end what is under way, including a wait
     stopped: threading.Event = field(default_factory=threading.Event)
-    #: the bodies that are being received
-    receiving: list[httpx2.Response] = field(default_factory=list)
+    #: the same client for each read under way, with a `stopped` of its own
+    reads: list[Client] = field(default_factory=list)
+    #: the connections opened last
+    streams: deque[Any] = field(default_factory=lambda: deque(maxlen=8))
     #: on the clock of time.monotonic(): when the server lets the next request in
     free_at: float = 0.0
 
 
+def for_a_read(client: Client) -> Client:
+    """The client for one read, which can be stopped without closing the client."""
+    mine = replace(client, stopped=threading.Event(), reads=[])
+    client.reads = [read for read in client.reads if not read.stopped.is_set()] + [mine]
+    return mine
+
+
+def stop(client: Client) -> None:
+    """End what is under way. A read that waits for the server's bytes gets to know it at once."""
+    client.stopped.set()
+    for stream in [*client.streams]:
+        raw = stream.get_extra_info("socket")
+        with suppress(OSError):
+            # of an SSL socket too, whose own shutdown would pull its state from under the reading thread
+            socket.socket.shutdown(raw, socket.SHUT_RDWR)
+
+
 def close(client: Client) -> None:
     """End the reads that are under way and close the connections."""
-    client.stopped.set()
-    for response in [*client.receiving]:
-        stream = response.extensions.get("network_stream")
-        raw = stream.get_extra_info("socket") if stream is not None else None
-        if raw is not None:
-            with suppress(OSError):
-                raw.shutdown(socket.SHUT_RDWR)
+    for read in client.reads:
+        read.stopped.set()
+    stop(client)
     with suppress(Exception):
         client.http.close()
 
@@ -219,7 +235,10 @@ def _follow(client: Client, request: Request, name: str) -> Answer | None:
     while True:
         url = seen[-1]
         if needs_token(config, client.tokens):
-            fetch_token(client.http, config, client.tokens)
+            try:
+                fetch_token(client.http, config, client.tokens)
+            except ConnectionFailed as error:
+                raise _Again(error) if error.layer == "lost" else error from None
         answer, location, moved = _receive(client, replace(request, url=url), name)
         if not location:
             return answer
@@ -247,15 +266,17 @@ def _receive(client: Client, request: Request, name: str) -> tuple[Answer | None
     headers |= {"Accept": headers.get("Accept", "application/json"), "Accept-Encoding": "gzip"}
     body = {"query": request.graphql, "variables": dict(request.variables)} if request.graphql else None
     try:
-        call = client.http.build_request("POST" if body else "GET", url, headers=headers, json=body)
+        call = client.http.build_request(
+            "POST" if body else "GET", url, headers=headers, json=body, extensions={"trace": _noting(client)}
+        )
         response = client.http.send(call, stream=True)
     except httpx2.TransportError as error:
         raise _broken(client, request.url, error, name) from None
     except (httpx2.InvalidURL, RuntimeError) as error:
         if client.stopped.is_set():
             raise _closed(name) from None
-        raise QueryFailed(f"{name}: the address cannot be used", why=str(error)) from None
-    client.receiving.append(response)
+        why = without_secrets(str(error), config, client.tokens)
+        raise QueryFailed(f"{name}: the address cannot be used", why=why) from None
     try:
         if response.is_redirect and response.headers.get("location"):
             return None, response.headers["location"], response.status_code in (307, 308)
@@ -265,13 +286,24 @@ def _receive(client: Client, request: Request, name: str) -> tuple[Answer | None
     except httpx2.TransportError as error:
         raise _broken(client, request.url, error, name) from None
     finally:
-        client.receiving.remove(response)
         response.close()
     _note_limits(client, response.headers)
+    if response.status_code == 202:
+        raise _Again(QueryFailed(f"{name}: the answer is not ready yet", why="status 202"))
     if response.status_code >= 400:
         raise _refused(client, response, packed, name)
     link = response.links.get("next", {}).get("url", "")
     return Answer(request.url, response.status_code, response.headers, packed, link), "", False
+
+
+def _noting(client: Client) -> Callable[[str, Mapping[str, Any]], None]:
+    """Keeps the connections that are opened, so that `stop` can reach them."""
+
+    def note(event: str, info: Mapping[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            client.streams.append(info["return_value"])
+
+    return note
 
 
 def _broken(client: Client, url: str, error: Exception, name: str) -> Exception:
@@ -285,25 +317,26 @@ def _broken(client: Client, url: str, error: Exception, name: str) -> Exception:
 def _body(client: Client, response: httpx2.Response, name: str) -> Any:
     """The unpacked bytes, as UTF-8. Raises SourceData for a body that is cut off or too large."""
     limit, held, size = client.config.batch_bytes, bytearray(), 0
+    chunks = _as_utf8(_unpacked(_moving(client, response), response.headers, name), response, name)
     spool: IO[bytes] | None = None
-    for chunk in _as_utf8(_unpacked(_moving(client, response), response.headers, name), response, name):
-        size += len(chunk)
-        if size > client.config.max_page_bytes:
-            raise SourceData(
-                f"{name}: one page is larger than {client.config.max_page_bytes:,} bytes",
-                hint="ask for smaller pages, or raise max_page_bytes",
-            )
-        if spool is None and size > limit:
-            spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its memory map
-            spool.write(held)
-            held = bytearray()
+    with ExitStack() as opened:
+        for chunk in chunks:
+            size += len(chunk)
+            if size > client.config.max_page_bytes:
+                raise SourceData(
+                    f"{name}: one page is larger than {client.config.max_page_bytes:,} bytes",
+                    hint="ask for smaller pages, or raise max_page_bytes",
+                )
+            if spool is None and size > limit:
+                spool = opened.enter_context(tempfile.TemporaryFile())
+                spool.write(held)
+                held = bytearray()
+            if spool is None:
+                held += chunk
+            else:
+                spool.write(chunk)
         if spool is None:
-            held += chunk
-        else:
-            spool.write(chunk)
-    if spool is None:
-        return bytes(held)
-    with spool:
+            return bytes(held)
         spool.flush()
         return mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -27,8 +27,8 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 from pydantic import BaseModel, Field
 
-from dwcli.connectors._formats.json_file import MAX_DEPTH, type_values
-from dwcli.connectors._formats.texts import POSTGRES, Kind
+from dwcli.connectors._formats.json_file import type_values
+from dwcli.connectors._formats.texts import POSTGRES, Kind, fits_numeric
 from dwcli.connectors._rows import fill_values
 from dwcli.contract import Column, Cursor, IngestedItem, Resource
 from dwcli.errors import ConfigError, ConnectionFailed
@@ -48,9 +48,11 @@ _MESSAGE_BYTES = 300
 _FIRST, _MOST_AT_ONCE = 64, 5_000
 #: Years 1 to 9999, in microseconds since 1970.
 _TIMES = range(-62_135_596_800_000_000, 253_402_300_800_000_000)
-#: A number in it may be beyond what PostgreSQL's numeric, and so its jsonb, holds.
-_HUGE = re.compile(rb"[eE][+-]?0*[1-9][0-9]{3}|[0-9]{16000}")
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+#: JSON in which something may be that PostgreSQL's jsonb does not hold: a number with a large exponent, half
+#: a surrogate pair. It may as well stand in a string, or be whole.
+_SUSPECT = re.compile(rb"[eE][+-]?0*[1-9][0-9]{3}|\\u[dD][89a-fA-F]")
+#: Longer JSON may hold a number with more digits than numeric has.
+_LONG = 16_000
 
 
 class MessageFields(BaseModel):
@@ -376,8 +378,9 @@ def decode_json(shape: Shape, values: Sequence[bytes | None]) -> Decoded:
     texts: list[str | None] = []
     rows: list[dict[str, Any]] = []
     raw: dict[int, bytes] = {}
+    suspect = _SUSPECT.search(b" ".join(value for value in values if value)) is not None
     for number, value in enumerate(values):
-        text, row = (None, {}) if value is None else _json(value)
+        text, row = (None, {}) if value is None else _json(value, suspect)
         if value is not None and text is None:
             raw[number] = value
         texts.append(text)
@@ -390,8 +393,11 @@ def decode_json(shape: Shape, values: Sequence[bytes | None]) -> Decoded:
     return Decoded(decoded.columns | columns, decoded.types | types, {**decoded.changed, **changed})
 
 
-def _json(value: bytes) -> tuple[str | None, dict[str, Any]]:
-    """The text of a JSON value and its fields, None and {} where it is none."""
+def _json(value: bytes, suspect: bool) -> tuple[str | None, dict[str, Any]]:
+    """The text of a JSON value and its fields, None and {} where it is none.
+
+    suspect: whether it may hold something that jsonb does not.
+    """
     import msgspec
 
     objects, any_value = _json_decoders()
@@ -404,21 +410,33 @@ def _json(value: bytes) -> tuple[str | None, dict[str, Any]]:
             any_value.decode(value)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None, {}
-    return (text, row) if _fits_jsonb(value) else (None, {})
+    if (suspect or len(value) > _LONG) and not _fits_jsonb(value):
+        return None, {}
+    return text, row
 
 
 def _fits_jsonb(value: bytes) -> bool:
-    """Whether PostgreSQL takes it: no half surrogate pair, no number beyond numeric, not nested too deep."""
-    if len(value) > MAX_DEPTH and value.count(b"[") + value.count(b"{") > MAX_DEPTH:
-        return False
-    if b"\\u" in value and _SURROGATE.search(value):
-        import json
+    """Whether PostgreSQL takes valid JSON: no half surrogate pair, no number that numeric does not hold."""
+    if len(value) <= _LONG and not _SUSPECT.search(value):
+        return True
+    import json
 
-        try:
-            json.dumps(json.loads(value), ensure_ascii=False).encode()
-        except (UnicodeEncodeError, ValueError, RecursionError):
-            return False
-    return not _HUGE.search(value)
+    try:
+        found = json.loads(value, parse_float=_number, parse_int=_number)
+        json.dumps(found, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _number(text: str) -> int:
+    """Raises ValueError for a number that PostgreSQL's numeric does not hold."""
+    if len(text) > _LONG or "e" in text or "E" in text:
+        from decimal import Decimal
+
+        if not fits_numeric(Decimal(text)):
+            raise ValueError("too large for numeric")
+    return 0
 
 
 def _fields(

@@ -18,7 +18,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import partial
 from glob import has_magic
@@ -361,7 +361,13 @@ def read_remote(
     server: Server, config: RemoteFileConfig, query: str, cursor: Cursor
 ) -> Iterator[IngestedItem]:
     """Batches of all files that `query` means, without those that `cursor.position` has in the same state."""
-    files = list_remote(server, query, config.format)
+    yield from read_listed_remote(server, config, list_remote(server, query, config.format), cursor)
+
+
+def read_listed_remote(
+    server: Server, config: RemoteFileConfig, files: Sequence[Listed], cursor: Cursor
+) -> Iterator[IngestedItem]:
+    """The same of files that are known already."""
     position = (cursor.position or {}).get("files", {})
     wanted = [file for file in files if position.get(file.name) != file.stamp]
     kept = dict(server.kept)
@@ -382,13 +388,21 @@ def read_remote(
 
 def describe_remote(server: Server, config: RemoteFileConfig, query: str) -> Resource:
     """The columns and size of what a path or glob means."""
-    files = list_remote(server, query, config.format)
-    name = query or "**"
+    return describe_listed_remote(server, config, list_remote(server, query, config.format), query or "**")
+
+
+def describe_listed_remote(
+    server: Server, config: RemoteFileConfig, files: Sequence[Listed], name: str
+) -> Resource:
+    """The same of files that are known already."""
     try:
-        return describe_listed(files, partial(_beginning, server, config), name, _options(config))
+        found = describe_listed(files, partial(_beginning, server, config), name, _options(config))
     except SourceData:
         # The cut may have hidden what the reader needs; with the whole file, the error is the file's own.
-        return describe_listed(files, partial(_whole, server), name, _options(config))
+        found = describe_listed(files, partial(_whole, server), name, _options(config))
+    if any(file.size < 0 for file in files):
+        return replace(found, row_estimate=None, bytes_estimate=None)
+    return found
 
 
 @contextmanager

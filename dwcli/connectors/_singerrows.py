@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _ODD_NUMBERS = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
+#: Names that the decoder of rows cannot have as fields.
+_UNUSABLE = re.compile(r'["\\\x00-\x1f]')
 _TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?$"
 _UUID = r"^(?i:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$"
 _SPELLINGS = {"time": _TIME, "uuid": _UUID}
@@ -358,6 +360,8 @@ def _framed(read: Read, arrays: dict[str, pa.Array]) -> tuple[pl.DataFrame, dict
 def _frame(read: Read, text: bytes, count: int) -> tuple[pl.DataFrame, dict[str, str]]:
     import msgspec
 
+    if any(_UNUSABLE.search(one.name) for one in read.fields):
+        return _spelled_out(read, text)
     if read.decoder is None:
         read.decoder = _row_decoder(read.fields)
     try:

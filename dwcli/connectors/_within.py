@@ -10,12 +10,9 @@ from dwcli.contract import Cursor, IngestedItem
 def within(item: IngestedItem, cursor: Cursor, name: str) -> IngestedItem:
     """The rows within the cursor's bounds, and those whose cursor is NULL.
 
-    Rows that a key merges are all let through while there is no upper bound: some may have been
-    committed late. `name` is the resource, for errors. Raises SourceData as `_formats.items.within` does.
+    name: the resource, for errors. Raises SourceData where the column is missing or cannot be compared.
     """
     if not cursor.column or (cursor.start is None and cursor.end is None):
-        return item
-    if cursor.again and cursor.end is None:
         return item
     import polars as pl
 

@@ -7,6 +7,7 @@ in a circle, or that ends with fewer rows than the source says it has.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -32,7 +33,7 @@ from dwcli.connectors._http_send import Client, Request
 from dwcli.connectors._probe import reach
 from dwcli.connectors._rows import slices
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, IngestedItem, Resource
-from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData
+from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 from dwcli.log import get_logger
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 TITLE = "REST or GraphQL API"
 ALIASES = ("rest", "api")
 EXTRA = "http"
-STAND_IN = "http.server of Python, in the manner of each API"
+STAND_IN = "fake-gcs-server, graphql-core, and http.server in the manner of other APIs"
 INCREMENTAL = "{cursor} in the query"
 TYPING = "inferred"
 STREAMING = True
@@ -175,9 +176,17 @@ def connect(config: Config) -> Client:
     if not _behind_a_proxy(config.base_url):
         reach(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     warn_of_plain_text(config)
+    _keep_addresses_out_of_logs()
     secure = sending.tls(str(config.ssl_ca) if config.ssl_ca else "")
     agent = {"User-Agent": "dw"}
     return Client(config, httpx2.Client(verify=secure, timeout=config.timeout_seconds, headers=agent))
+
+
+def _keep_addresses_out_of_logs() -> None:
+    """The driver logs the address of every request, in which an API key may stand."""
+    logger = logging.getLogger("httpx2")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
 
 
 def _behind_a_proxy(url: str) -> bool:
@@ -236,10 +245,12 @@ def _offered(config: Config, body: Any) -> list[str]:
 
 def _from_openapi(client: Client) -> list[str]:
     """The paths without parameters that an OpenAPI document beside the base address lets one GET."""
+    import msgspec
+
     try:
-        body = sending.send(client, Request(client.config.base_url + "/openapi.json"), "openapi.json").body
-        paths = fields(at(body, "paths"))
-    except Exception:
+        answer = sending.send(client, Request(_address(client.config, "openapi.json")), "openapi.json")
+        paths = fields(at(answer.body, "paths"))
+    except (DwError, msgspec.DecodeError):
         return []
     return [path for path, methods in paths.items() if "{" not in path and "get" in fields(methods)]
 
@@ -248,8 +259,9 @@ def describe(client: Client, query: str) -> Resource:
     """Columns and cursor candidates, from the first page. Raises what `read` raises."""
     config = client.config
     seen: Seen = {}
+    mine = sending.for_a_read(client)
     sample = min(config.batch_bytes, _SAMPLE_BYTES)
-    frames = _frames(client, query, _first_with_rows(_pages(client, query, Cursor())), sample, seen)
+    frames = _frames(mine, query, _first_with_rows(_pages(mine, query, Cursor())), sample, seen)
     with closing(frames):
         frame = next(frames, None)
     if frame is None:
@@ -289,7 +301,8 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     limit = client.config.batch_bytes
     held: list[Frame] = []
     size = 0
-    with closing(_frames(client, query, _pages(client, query, cursor), limit, {})) as frames:
+    mine = sending.for_a_read(client)
+    with closing(_frames(mine, query, _pages(mine, query, cursor), limit, {})) as frames:
         for frame in frames:
             kept = within(frame, cursor)
             bytes_of_it = int(kept.data.estimated_size())
@@ -298,6 +311,9 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
                 held, size = [], 0
             held.append(kept)
             size += bytes_of_it
+            if size >= limit:
+                yield from _items(held, limit)
+                held, size = [], 0
     yield from _items(held, limit)
 
 
@@ -325,20 +341,32 @@ def _frames(
     name = _name(query if not target_of(query).graphql else config.base_url)
     rows: list[Row] = []
     size = 0
-    with closing(ahead(arriving)) as fetched:
+    with closing(ahead(arriving, interrupt=lambda: sending.stop(client))) as fetched:
         for page, added in fetched:
             for some, length in rows_in(page.rows, name, block):
-                if page.node:
-                    some = unwrapped(some, page.node)
-                if config.flatten:
-                    some = flattened(some, names)
-                rows += _with(added, some, name) if added else some
+                rows += _made(config, some, page.node, added, names, name)
                 size += length
                 if size >= block:
                     yield _frame(name, rows, seen)
                     rows, size = [], 0
     if rows:
         yield _frame(name, rows, seen)
+
+
+def _made(
+    config: Config,
+    rows: list[Row],
+    node: str,
+    added: Mapping[str, Any],
+    names: dict[tuple[str, ...], str],
+    name: str,
+) -> list[Row]:
+    """Rows as they are loaded: out of their `edges`, flattened, with their parent's fields."""
+    if node:
+        rows = unwrapped(rows, node)
+    if config.flatten:
+        rows = flattened(rows, names)
+    return _with(added, rows, name) if added else rows
 
 
 def _frame(name: str, rows: list[Row], seen: Seen) -> Frame:
@@ -398,12 +426,16 @@ def _children(client: Client, parent: str, path: str, names: Sequence[str], curs
                 child = filled(path, {name: str(scalar(value)) for name, value in keys.items()})
                 added = {parent_column(parent, name): value for name, value in keys.items()}
                 read_parents += 1
+                arrived = False
                 try:
                     for inner in pages(
                         client, Request(_address(config, child)), config.data_path, _name(child)
                     ):
                         yield inner, added
+                        arrived = True
                 except ResourceMissing as error:
+                    if arrived:
+                        raise
                     missing, last = missing + 1, error
                     _log.warning("%s is not there: its parent may be deleted by now", _name(child))
     if last is not None and missing == read_parents:

@@ -37,7 +37,6 @@ from dwcli.connectors._probe import reach
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
-from dwcli.log import get_logger
 
 TITLE = "Kafka"
 ALIASES = ("redpanda", "confluent")
@@ -46,11 +45,9 @@ INCREMENTAL = "its own place: offsets per partition"
 TYPING = "inferred"
 STREAMING = True
 
-log = get_logger(__name__)
-
 DEFAULT_PORT = 9092
 #: For an answer about topics or offsets.
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 10.0
 #: One call into the driver, so that Ctrl-C is noticed.
 _CALL_SECONDS = 1.0
 #: `consume` waits until all messages that it was asked for are there, or for so long.
@@ -162,7 +159,7 @@ def connect(config: Config) -> Client:
     closed = threading.Event()
     client = Client(config, _open(config, closed), closed, _registry(config))
     try:
-        _topics(client)
+        _hello(client)
         if client.registry is not None:
             _avro.check(client.registry)
     except BaseException:
@@ -229,7 +226,10 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
 
 
 def acknowledge(client: Client, position: Any) -> None:
-    """Commit the offsets to `group_id`, if there is one. They are for monitoring: nothing depends on them."""
+    """Commit the offsets to `group_id`, if there is one. They are for monitoring: nothing depends on them.
+
+    Raises QueryFailed.
+    """
     config = client.config
     if not config.group_id or not position:
         return
@@ -239,7 +239,11 @@ def acknowledge(client: Client, position: Any) -> None:
     try:
         client.catalogue.driver.commit(offsets=offsets, asynchronous=False)
     except KafkaException as error:
-        log.warning("the offsets could not be committed to the group %s: %s", config.group_id, error)
+        raise QueryFailed(
+            f"the offsets could not be committed to the group '{config.group_id}'",
+            why=_reason(str(error.args[0].str())),
+            hint="allow READ on the group, or take the line 'group_id' out of the source file",
+        ) from None
 
 
 # -- connecting ------------------------------------------------------------------------------------------
@@ -334,6 +338,21 @@ def _refused_settings(config: Config, why: str) -> ConnectionFailed:
     return ConnectionFailed(
         f"a connection to {config.bootstrap_servers} cannot be prepared", layer, why, hints.get(layer, "")
     )
+
+
+def _hello(client: Client) -> None:
+    """The first question. Raises ConnectionFailed with the layer that failed."""
+    try:
+        _topics(client)
+    except ConnectionFailed as error:
+        if error.layer != "lost" or client.config.security_protocol.endswith("ssl"):
+            raise
+        raise ConnectionFailed(
+            f"{client.config.bootstrap_servers} does not speak Kafka without TLS",
+            layer="tls",
+            why=error.why,
+            hint="check security_protocol: ssl or sasl_ssl where the brokers want TLS",
+        ) from None
 
 
 def _registry(config: Config) -> _avro.Registry | None:
@@ -437,6 +456,7 @@ _PASSING = (
     "_WAIT_COORD",
 )
 _UNREACHED = ("_RESOLVE", "_TRANSPORT")
+_TLS_FAILED = "SSL handshake failed"
 
 
 def _refuse_closed(consumer: Consumer) -> None:
@@ -446,9 +466,9 @@ def _refuse_closed(consumer: Consumer) -> None:
 
 def _refuse_told(consumer: Consumer, topic: str) -> None:
     """Raise for an error that the driver has told of and that does not pass by waiting."""
-    told = next((e for e in consumer.errors if e.name() in ("_AUTHENTICATION", "_SSL")), None)
-    if told is not None:
-        raise _error(told, topic)
+    for error in consumer.errors:
+        if error.name() in ("_AUTHENTICATION", "_SSL") or _TLS_FAILED in str(error.str()):
+            raise _error(error, topic)
 
 
 def _error(error: Any, topic: str = "") -> DwError:
@@ -456,12 +476,12 @@ def _error(error: Any, topic: str = "") -> DwError:
     name, why = str(error.name()), _reason(str(error.str()))
     if name in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED"):
         return ConnectionFailed(
-            "Kafka refused the login",
+            "Kafka refuses the login",
             layer="login",
             why=why,
             hint="check sasl_mechanism, sasl_username and sasl_password",
         )
-    if name == "_SSL":
+    if name == "_SSL" or _TLS_FAILED in why:
         return ConnectionFailed(
             "no TLS connection to Kafka",
             layer="tls",
@@ -557,7 +577,8 @@ def _recreated(topic: str, why: str) -> SourceData:
     return SourceData(
         f"the topic '{topic}' does not hold the place that was reached",
         why=f"{why}: it was deleted and made again, or has lost messages",
-        hint="begin again with what it holds now, keeping the table: dw state reset NAME",
+        hint="load what it holds now in place of the old rows: dw run --full-refresh; "
+        "to keep those, give the pipeline another name and target",
     )
 
 

@@ -411,7 +411,7 @@ def keys(client: Client, query: str, key: Sequence[str]) -> Iterator[IngestedIte
 def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> Iterator[IngestedItem]:
     import pymongo
 
-    from dwcli.connectors._documents import document_items
+    from dwcli.connectors._documents import document_items, of_one_kind
 
     config = client.config
     changed: Changed = Counter()
@@ -421,9 +421,9 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
         average = _statistics(client, source.name)[2]
         count = max(1, min(config.batch_bytes // average, 100_000)) if average else FIRST_REPLY
         replies = _found(client, source, within, _projection(only), count)
-        documents = _decoded(replies, config, changed)
+        documents: Iterable[Sequence[Mapping[str, Any]]] = _decoded(replies, config, changed)
         if cursor.column:
-            documents = _of_one_kind(documents, cursor.column, asked)
+            documents = of_one_kind(documents, cursor.column, _kind, asked)
         if only:
             documents = ([{n: d.get(n) for n in only} for d in chunk] for chunk in documents)
         elif not config.expand:
@@ -586,7 +586,7 @@ def _within(client: Client, source: _Source, cursor: Cursor) -> tuple[dict[str, 
 
     Second, the kinds of value that the range finds.
 
-    Documents whose value is of another kind come as well: `_of_one_kind` refuses them, where a range
+    Documents whose value is of another kind come as well: `of_one_kind` refuses them, where a range
     would leave them out without a word. Each part of the filter can use the field's index.
     """
     if not cursor.column or (cursor.start is None and cursor.end is None):
@@ -681,24 +681,6 @@ def _bound(text: str | None, kind: str, up: bool) -> Any:
     raise ConfigError(
         f"a field of type {kind} cannot be a cursor", hint="choose a date, a number, a text or _id"
     )
-
-
-def _of_one_kind(
-    documents: Iterator[list[dict[str, Any]]], column: str, asked: set[str]
-) -> Iterator[list[dict[str, Any]]]:
-    """The same documents. Raises SourceData where values of the cursor field cannot be compared."""
-    kinds: set[str] = set()
-    for chunk in documents:
-        kinds |= {_kind(document.get(column)) for document in chunk}
-        compared = kinds - {"null"}
-        if len(compared) > 1 or "other" in compared or (asked and not compared <= asked):
-            held = sorted(compared | (asked if len(asked) == 1 else set()))
-            raise SourceData(
-                f"'{column}' cannot be a cursor: it holds {' and '.join(held)}",
-                why="MongoDB compares values of one kind only, so a run would miss the others",
-                hint="choose another cursor, or mend the field in the source",
-            )
-        yield chunk
 
 
 # -- values ---------------------------------------------------------------------------------------------

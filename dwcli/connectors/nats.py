@@ -91,9 +91,9 @@ class Config(MessageFields, ConnectorConfig):
         json_schema_extra={"advanced": True, **LOCAL_PATH},
     )
     value_format: ValueFormat = Field("json", description="what the bytes of a message are")
-    on_gap: Literal["error", "skip"] = Field(
-        "error",
-        description="what to do when messages were dropped before they were read: stop, or go on behind them",
+    on_gap: Literal["stop", "continue"] = Field(
+        "stop",
+        description="what happens when messages were dropped before they were read",
         json_schema_extra={"advanced": True},
     )
     acknowledge_seconds: float = Field(
@@ -595,13 +595,13 @@ def _check_gap(reading: _Reading, last: int, first: int) -> None:
         return
     some = "up to " if reading.subject else ""
     told = f"'{reading.stream}': {some}{first - last - 1:,} messages behind {last:,} were dropped unread"
-    if reading.client.config.on_gap == "error":
+    if reading.client.config.on_gap == "stop":
         raise SourceData(
             told,
             why=f"the stream now begins at {first:,}",
-            hint="on_gap: skip goes on with what is left; larger limits of the stream prevent it",
+            hint="on_gap: continue goes on with what is left; larger limits of the stream prevent it",
         )
-    log.warning("%s; on_gap: skip goes on behind them", told)
+    log.warning("%s; on_gap: continue goes on behind them", told)
 
 
 async def _pull(reading: _Reading, wanted: int) -> tuple[list[Any], str]:

@@ -66,9 +66,9 @@ class Config(MessageFields, ConnectorConfig):
     consumer: str = Field(
         "dw", description="name within the consumer group", json_schema_extra={"advanced": True}
     )
-    on_gap: Literal["error", "skip"] = Field(
-        "error",
-        description="what to do when entries were trimmed before they were read: stop, or go on behind them",
+    on_gap: Literal["stop", "continue"] = Field(
+        "stop",
+        description="what happens when entries were trimmed before they were read",
         json_schema_extra={"advanced": True},
     )
     tls: bool = Field(False, description="whether to connect with TLS", json_schema_extra={"advanced": True})
@@ -366,13 +366,13 @@ def _check_gap(reading: _Reading, stream: _Stream) -> None:
             return
     many = f"{missing:,}" if missing is not None else "an unknown number of"
     told = f"'{reading.stream}': {many} entries behind {_id(reading.last)} were trimmed or deleted unread"
-    if reading.client.config.on_gap == "error":
+    if reading.client.config.on_gap == "stop":
         raise SourceData(
             told,
             why=f"the oldest entry that is left is {_id(stream.first)}" if stream.length else "",
-            hint="on_gap: skip goes on with what is left; a larger MAXLEN prevents it",
+            hint="on_gap: continue goes on with what is left; a larger MAXLEN prevents it",
         )
-    log.warning("%s; on_gap: skip goes on behind them", told)
+    log.warning("%s; on_gap: continue goes on behind them", told)
     reading.added = None if stream.added is None else stream.added - stream.length
 
 

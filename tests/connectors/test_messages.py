@@ -97,6 +97,8 @@ def test_a_message_becomes_a_row_with_its_fields():
         b"",
         b'{"a": NaN}',
         b'{"a": 1e999999}',
+        b'{"b": [1e-99999]}',
+        b"[0." + b"1" * 17_000 + b"]",
         b'"\\ud800"',
         b"[" * 10_000 + b"]" * 10_000,
         b'{"a": "\xff"}',
@@ -109,6 +111,12 @@ def test_what_is_no_json_is_kept_byte_for_byte_and_counted(broken):
     assert [row["a"] for row in found] == [1, None, None]
     assert types["payload"] == "jsonb" and types["payload_raw"] == "bytea"
     assert changed == {"payload: not JSON → payload_raw": 1}
+
+
+def test_what_only_looks_odd_is_json():
+    values = [b'{"hash": "abe12345"}', b'{"a": 1e1000}', b'["' + b"1" * 20_000 + b'"]', b'"\\uD83E\\uDD86"']
+    found, _, changed = rows(shape(), *values)
+    assert [row["payload"] for row in found] == [value.decode() for value in values] and not changed
 
 
 def test_json_that_is_no_object_is_a_payload_without_fields():

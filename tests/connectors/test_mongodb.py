@@ -15,7 +15,6 @@ import bson
 import polars as pl
 import pymongo
 import pytest
-import trustme
 from bson import (
     Binary,
     Code,
@@ -37,6 +36,7 @@ from dwcli.errors import ConfigError, ConnectionFailed, QueryFailed, ResourceMis
 from tests.connectors.servers_documents import (  # noqa: F401
     MONGO_ROOT,
     free_port,
+    module,
     mongo,
     mongo_command,
     mongo_port,
@@ -439,7 +439,7 @@ def test_each_layer_of_a_failed_connection_is_named(mongo, mongo_port, source): 
 
 def test_tls_is_checked_against_the_given_authority(tmp_path, monkeypatch):
     monkeypatch.setattr(mongodb, "TIMEOUT_SECONDS", 1.5)
-    authority = trustme.CA()
+    authority = module("trustme", "trustme").CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")

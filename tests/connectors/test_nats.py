@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -168,7 +170,7 @@ def test_what_retention_took_unread_is_an_error_that_counts_it(server, stream, s
     with pytest.raises(SourceData, match="3 messages behind 10") as caught:
         read(source(), stream, position)
     assert "14" in caught.value.why and "on_gap" in caught.value.hint
-    came, position, _ = read(source(on_gap="skip"), stream, position)
+    came, position, _ = read(source(on_gap="continue"), stream, position)
     assert came == count(14, 20) and read(source(), stream, position)[0] == []
 
 
@@ -440,3 +442,30 @@ def test_a_durable_that_gives_again_what_was_loaded_is_merged(
         run(warehouse_url, tmp_path, stream, options=RunOptions(full_refresh=True), **settings)
     (row,) = warehouse.execute("select count(*), count(distinct n) from t")
     assert row == (110, 110)
+
+
+@pytest.mark.parametrize("point", ["fetch:2", "manifest", "committed"])
+def test_a_killed_run_loses_nothing_and_loads_nothing_twice(
+    server, stream, warehouse_url, warehouse, tmp_path, point
+):
+    server.numbers(f"{stream}.a", 1, 500, pad=1000)
+    settings = tmp_path / "source.json"
+    settings.write_text(json.dumps(config(batch_bytes=64 * 1024)))
+    command = [sys.executable, "-m", "dwcli", "run", "--config", str(settings), "--query", stream]
+    command += [
+        "--source",
+        "s",
+        "--table",
+        "t",
+        "--lake",
+        str(tmp_path / "lake"),
+        "--warehouse",
+        warehouse_url,
+    ]
+    killed = subprocess.run(command, env=os.environ | {"DW_TEST_CRASH_AT": point}, capture_output=True)
+    assert killed.returncode == -9, killed.stderr.decode()
+    server.numbers(f"{stream}.a", 501, 510)
+    again = subprocess.run(command, capture_output=True)
+    assert again.returncode == 0, again.stderr.decode()
+    (row,) = warehouse.execute("select count(*), count(distinct stream_sequence), max(n) from t")
+    assert row == (510, 510, 510)

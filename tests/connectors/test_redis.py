@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -161,7 +163,7 @@ def test_trimmed_entries_are_an_error_that_counts_them(server, stream, source):
     with pytest.raises(SourceData, match="3 entries behind 10-0") as caught:
         read(source(), stream, position)
     assert "14-0" in caught.value.why and "on_gap" in caught.value.hint
-    came, position, _ = read(source(on_gap="skip"), stream, position)
+    came, position, _ = read(source(on_gap="continue"), stream, position)
     assert came == ids(14, 20)
     assert read(source(), stream, position)[0] == []
 
@@ -380,3 +382,40 @@ def test_runs_load_each_entry_once(server, stream, warehouse_url, warehouse, tmp
     assert run(warehouse_url, tmp_path, stream, group="g")["rows_loaded"] == 0
     (row,) = warehouse.execute("select count(*), count(distinct entry_id), max(payload->>'n') from t")
     assert row == (3007, 3007, "999")
+
+
+def test_values_that_postgresql_cannot_hold_stop_no_run(server, stream, warehouse_url, warehouse, tmp_path):
+    server.xadd(stream, {"a": "x\x00y", "b": '{"not": "parsed"}', "": "nameless", "A": "upper"}, id="1-0")
+    server.xadd(stream, {b"\xff": "name", "a": "\ud800".encode("utf-8", "surrogatepass")}, id="2-0")
+    assert run(warehouse_url, tmp_path, stream)["rows_loaded"] == 2
+    rows = warehouse.execute("select entry_id, payload->>'b', payload->>'A', a from t order by 1").fetchall()
+    assert rows[0][1:3] == ('{"not": "parsed"}', "upper")
+
+
+@pytest.mark.parametrize("point", ["fetch:2", "copied", "manifest", "commit", "committed"])
+def test_a_killed_run_loses_nothing_and_loads_nothing_twice(
+    server, stream, warehouse_url, warehouse, tmp_path, point
+):
+    add(server, stream, 500, pad="x" * 1000)
+    server.xgroup_create(stream, "g", id="0")
+    settings = tmp_path / "source.json"
+    settings.write_text(json.dumps(config(group="g", batch_bytes=64 * 1024)))
+    command = [sys.executable, "-m", "dwcli", "run", "--config", str(settings), "--query", stream]
+    command += [
+        "--source",
+        "s",
+        "--table",
+        "t",
+        "--lake",
+        str(tmp_path / "lake"),
+        "--warehouse",
+        warehouse_url,
+    ]
+    killed = subprocess.run(command, env=os.environ | {"DW_TEST_CRASH_AT": point}, capture_output=True)
+    assert killed.returncode == -9, killed.stderr.decode()
+    add(server, stream, 10, start=501)
+    again = subprocess.run(command, capture_output=True)
+    assert again.returncode == 0, again.stderr.decode()
+    (row,) = warehouse.execute("select count(*), count(distinct entry_id) from t")
+    assert row == (510, 510)
+    assert server.xpending(stream, "g")["pending"] == 0

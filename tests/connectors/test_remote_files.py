@@ -20,12 +20,21 @@ from dwcli.project import load_project, select
 from tests.connectors import places
 from tests.pipeline.runs import rows_of
 
-KINDS = {"ftp": places.ftp_place, "ssh": places.ssh_place}
+KINDS = {
+    "ftp": places.ftp_place,
+    "ssh": places.ssh_place,
+    "webdav": places.webdav_place,
+    "s3": places.s3_place,
+    "gcs": places.gcs_place,
+    "azure": places.azure_place,
+}
+azurite_endpoint = places.azurite_endpoint
 
 
 @pytest.fixture(params=KINDS)
 def place(request, tmp_path):
-    with KINDS[request.param](tmp_path) as found:
+    where = request.getfixturevalue("azurite_endpoint") if request.param == "azure" else tmp_path
+    with KINDS[request.param](where) as found:
         yield found
 
 

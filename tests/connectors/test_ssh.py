@@ -47,7 +47,7 @@ def test_a_key_logs_in_without_a_password(place, tmp_path):
 
 def test_a_key_with_a_passphrase_needs_it(place, tmp_path):
     asyncssh.read_private_key(tmp_path / "key").write_private_key(
-        tmp_path / "locked", passphrase="s3cret", rounds=1
+        tmp_path / "locked", passphrase="s3cret", rounds=50
     )
     locked = {"password": "", "key_file": str(tmp_path / "locked")}
     assert ids(place.config, **locked, key_passphrase="s3cret") == [1]

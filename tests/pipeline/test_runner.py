@@ -688,6 +688,13 @@ def test_a_stream_is_not_replaced(warehouse_url: str, warehouse: Any, lake: Path
     assert not source.asked and not source.acknowledged
 
 
+def test_a_message_that_is_gone_deletes_no_row(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True)
+    error = run(warehouse_url, lake, source, write="merge", key=("id",), deletes="soft").error
+
+    assert isinstance(error, ConfigError) and not source.asked
+
+
 def test_what_a_source_forgets_is_not_read_again(warehouse_url: str, warehouse: Any, lake: Path) -> None:
     source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True, forgets=True)
     assert run(warehouse_url, lake, source).error is None

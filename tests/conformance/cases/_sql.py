@@ -28,10 +28,12 @@ def writer(
     types: Mapping[type, str],
     quote: str = '"',
     mark: str = "%s",
+    suffix: str = "",
 ) -> Callable[[str, Sequence[Row]], str]:
     """A `put` for a database: CREATE TABLE where it is missing, then INSERT.
 
     types: the column type for int, str, Decimal, datetime and bool. mark: the place of a parameter.
+    suffix: what stands behind the columns of a new table.
     """
 
     def spelled(name: str) -> str:
@@ -43,7 +45,7 @@ def writer(
         columns = list(rows[0] if rows else COLUMNS)
         if name not in made:
             listed = (f"{spelled(column)} {types[KINDS.get(column, str)]}" for column in columns)
-            execute(f"CREATE TABLE {spelled(name)} ({', '.join(listed)})")
+            execute(f"CREATE TABLE {spelled(name)} ({', '.join(listed)}){suffix}")
             made.add(name)
         if rows:
             text = f"INSERT INTO {spelled(name)} VALUES ({', '.join([mark] * len(columns))})"

@@ -53,5 +53,4 @@ CASE = Case(
         "nothing": "text",
     },
     wrong_password={"password": "secret-word"},
-    address=(URL.hostname or "127.0.0.1", URL.port or 3306),
 )

@@ -57,5 +57,4 @@ CASE = Case(
     },
     # a server that trusts every password refuses a role that it does not have
     wrong_password={"username": "no_such_role", "password": "secret-word"},
-    address=(URL.hostname or "127.0.0.1", URL.port or 5432),
 )

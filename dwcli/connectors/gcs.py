@@ -1,0 +1,101 @@
+"""Files in a bucket of Google Cloud Storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field, SecretStr
+
+from dwcli.connectors import driver_missing
+from dwcli.connectors._objects import (
+    ObjectsClient,
+    ObjectsConfig,
+    close_objects,
+    store_options,
+    try_objects,
+)
+from dwcli.connectors._remote_files import describe_remote, discover_remote, join, read_remote
+from dwcli.contract import LOCAL_PATH, Cursor, IngestedItem, Resource
+from dwcli.errors import ConnectionFailed
+
+TITLE = "Google Cloud Storage"
+ALIASES = ("gs",)
+EXTRA = "s3"
+STAND_IN = "fake-gcs-server 1.52"
+INCREMENTAL = "new and changed files"
+TYPING = "inferred"
+STREAMING = True
+
+
+class Config(ObjectsConfig):
+    """Files in a bucket of Google Cloud Storage."""
+
+    bucket: str = Field(min_length=1, description="bucket")
+    service_account_file: str = Field(
+        "",
+        description="key file of a service account; the environment's or the machine's if empty",
+        json_schema_extra=LOCAL_PATH,
+    )
+    service_account_info: SecretStr = Field(
+        SecretStr(""), description="the same key as JSON text", json_schema_extra={"advanced": True}
+    )
+    anonymous: bool = Field(
+        False, description="whether the bucket is public", json_schema_extra={"advanced": True}
+    )
+
+
+Client = ObjectsClient
+
+
+def connect(config: Config) -> Client:
+    """Ask for the first object. Raises ConnectionFailed with the layer, ResourceMissing."""
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import GCSStore
+    except ImportError as error:
+        raise driver_missing("gcs", error) from None
+    given = {
+        "service_account": config.service_account_file,
+        "service_account_key": config.service_account_info.get_secret_value(),
+        "base_url": config.endpoint,
+        "skip_signature": config.anonymous,
+    }
+    try:
+        store = GCSStore(
+            config.bucket,
+            config={key: value for key, value in given.items() if value},  # type: ignore[arg-type]
+            **store_options(config),
+        )
+    except (BaseError, OSError, ValueError) as error:
+        raise ConnectionFailed(
+            "the key of the service account cannot be used",
+            layer="login",
+            why=str(error).partition("\n")[0] if config.service_account_file else "",
+            hint="check service_account_file: the JSON file that the cloud console gives",
+        ) from None
+    where = join(f"gs://{config.bucket}", config.remote_base_path.strip("/")).rstrip("/")
+    return try_objects(Client(config, where, config.endpoint or "https://storage.googleapis.com", store))
+
+
+def discover(client: Client) -> Iterator[Resource]:
+    """Groups of files that look alike, then single files."""
+    yield from discover_remote(client.server, client.config)
+
+
+def describe(client: Client, query: str) -> Resource:
+    """The columns and size of what a path or glob means."""
+    return describe_remote(client.server, client.config, query)
+
+
+def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
+    """Batches of all files that `query` means, without those that `cursor.position` has in the same state.
+
+    query: a path or glob below `remote_base_path`; "." for everything. Raises ResourceMissing when nothing is
+    there, SourceData for what cannot be read exactly, ConnectionFailed for a file that broke off.
+    """
+    yield from read_remote(client.server, client.config, query, cursor)
+
+
+def close(client: Client) -> None:
+    """End what is under way."""
+    close_objects(client)

@@ -1,0 +1,98 @@
+"""Files in a bucket of Amazon S3, or of a store that speaks its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field, SecretStr
+
+from dwcli.connectors import driver_missing
+from dwcli.connectors._objects import (
+    ObjectsClient,
+    ObjectsConfig,
+    close_objects,
+    store_options,
+    try_objects,
+)
+from dwcli.connectors._remote_files import describe_remote, discover_remote, join, read_remote
+from dwcli.contract import Cursor, IngestedItem, Resource
+
+TITLE = "Amazon S3 and what speaks its protocol"
+ALIASES = ("minio", "r2", "aws")
+EXTRA = "s3"
+STAND_IN = "moto 5.2"
+INCREMENTAL = "new and changed files"
+TYPING = "inferred"
+STREAMING = True
+
+
+class Config(ObjectsConfig):
+    """Files in an S3 bucket."""
+
+    bucket: str = Field(min_length=1, description="bucket")
+    access_key_id: str = Field("", description="access key; the environment's or the machine's if empty")
+    secret_access_key: SecretStr = Field(SecretStr(""), description="secret access key")
+    session_token: SecretStr = Field(
+        SecretStr(""), description="token of temporary keys", json_schema_extra={"advanced": True}
+    )
+    region: str = Field("us-east-1", description="region of the bucket")
+    anonymous: bool = Field(
+        False, description="whether the bucket is public", json_schema_extra={"advanced": True}
+    )
+    virtual_host: bool = Field(
+        False,
+        description="whether the endpoint's name begins with the bucket's",
+        json_schema_extra={"advanced": True},
+    )
+
+
+Client = ObjectsClient
+
+
+def connect(config: Config) -> Client:
+    """Ask for the first object. Raises ConnectionFailed with the layer, ResourceMissing."""
+    try:
+        from obstore.store import S3Store
+    except ImportError as error:
+        raise driver_missing("s3", error) from None
+    given = {
+        "access_key_id": config.access_key_id,
+        "secret_access_key": config.secret_access_key.get_secret_value(),
+        "session_token": config.session_token.get_secret_value(),
+        "region": config.region,
+        "endpoint": config.endpoint,
+        "skip_signature": config.anonymous,
+        "virtual_hosted_style_request": config.virtual_host,
+    }
+    store = S3Store(
+        config.bucket,
+        config={key: value for key, value in given.items() if value},  # type: ignore[arg-type]
+        **store_options(config),
+    )
+    where = join(f"s3://{config.bucket}", config.remote_base_path.strip("/")).rstrip("/")
+    endpoint = config.endpoint or f"https://s3.{config.region}.amazonaws.com"
+    return try_objects(Client(config, where, endpoint, store))
+
+
+def discover(client: Client) -> Iterator[Resource]:
+    """Groups of files that look alike, then single files."""
+    yield from discover_remote(client.server, client.config)
+
+
+def describe(client: Client, query: str) -> Resource:
+    """The columns and size of what a path or glob means."""
+    return describe_remote(client.server, client.config, query)
+
+
+def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
+    """Batches of all files that `query` means, without those that `cursor.position` has in the same state.
+
+    query: a path or glob below `remote_base_path`; "." for everything. Raises ResourceMissing when nothing is
+    there, SourceData for what cannot be read exactly, ConnectionFailed for a file that broke off.
+    """
+    yield from read_remote(client.server, client.config, query, cursor)
+
+
+def close(client: Client) -> None:
+    """End what is under way."""
+    close_objects(client)
