@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Piece = TypeVar("Piece")
@@ -15,19 +15,24 @@ PATIENCE_SECONDS = 0.2
 JOIN_SECONDS = 5.0
 
 
-def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, None]:
+def ahead(
+    pieces: Iterable[Piece], depth: int = 1, stop: Callable[[], None] | None = None
+) -> Generator[Piece, None, None]:
     """Yield the pieces in order while a thread makes the next ones, at most `depth` waiting.
 
     An exception from `pieces` is raised here, in its place. Closing this generator stops the thread
     and closes `pieces` in the thread that ran it.
+    stop: ends what the thread may be waiting for; called when the pieces are left before their end.
     """
     waiting: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
     unwanted = threading.Event()
     worker = threading.Thread(target=_work, args=(pieces, waiting, unwanted), daemon=True, name="dw-ahead")
     worker.start()
+    ended = False
     try:
         while True:
             kind, value = waiting.get()
+            ended = kind != "piece"
             if kind == "end":
                 return
             if kind == "error":
@@ -36,6 +41,8 @@ def ahead(pieces: Iterable[Piece], depth: int = 1) -> Generator[Piece, None, Non
             yield value  # type: ignore[misc]  # what `_work` puts beside "piece" is a Piece
     finally:
         unwanted.set()
+        if stop and not ended:
+            stop()
         _drain(waiting)
         worker.join(JOIN_SECONDS)
 
