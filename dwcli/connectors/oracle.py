@@ -59,7 +59,7 @@ DIALECT = Dialect(quote='"')
 PLACE = "\x00"
 MOST_ROWS = 1024
 #: Bytes that a value without a declared length is taken to have
-LONG_BYTES = 32 * 1024
+LONG_BYTES = 128 * 1024
 CONNECT_SECONDS = 15.0
 #: Text is compared byte by byte, and printed numbers have a point, whatever the client's language is.
 SESSION = (

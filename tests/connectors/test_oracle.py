@@ -94,7 +94,8 @@ def test_numbers_never_pass_through_a_float(database, source):
     }  # fmt: skip
 
 
-def test_times_keep_what_the_driver_drops(database, source):
+def add_times(database):
+    """A table of every kind of time."""
     at = datetime.datetime(2024, 7, 1, 12, 0, 0, 123456)
     zone = datetime.timezone(datetime.timedelta(hours=2))
     database.add(
@@ -117,6 +118,10 @@ def test_times_keep_what_the_driver_drops(database, source):
             (None,) * 9,
         ],
     )  # fmt: skip
+
+
+def test_times_keep_what_the_driver_drops(database, source):
+    add_times(database)
     connector = source(timezone="Europe/Berlin")
     frame, types, (item,) = read(connector, "T")
     row = dict(zip(frame.columns, (str(v) for v in frame.row(0)), strict=True))
@@ -245,7 +250,7 @@ def test_batches_are_bounded_by_bytes(database, source):
 def test_rows_per_call_follow_the_declared_widths():
     number = oracle.Declared("a", "NUMBER", size=22)
     assert oracle.rows_per_call([number], 8 * 1024 * 1024) == oracle.MOST_ROWS
-    assert oracle.rows_per_call([oracle.Declared("c", "CLOB")], 320 * 1024) == 10
+    assert oracle.rows_per_call([oracle.Declared("c", "CLOB")], 1280 * 1024) == 10
     assert oracle.rows_per_call([oracle.Declared("v", "VARCHAR2", size=32767)] * 20, 64 * 1024) == 1
 
 
@@ -350,6 +355,19 @@ def test_runs_into_postgres_take_up_where_the_last_one_ended(database, warehouse
     assert list(database.statements[-1][1].values()) == ["2024-01-01 00:00:00"]
     found = rows_of(warehouse, "SELECT id, total, at::text FROM t ORDER BY 1")
     assert found == [(1, Decimal("1.10"), "2024-01-01 00:00:00+00"), (2, None, "2024-01-01 00:00:00+00")]
+
+
+def test_every_kind_of_time_reaches_postgres(database, warehouse_url, warehouse, tmp_path):
+    add_times(database)
+    made = SimpleNamespace(connector=lambda: create_connector(CONFIG | {"timezone": "Europe/Berlin"}))
+    outcome = run_job(warehouse_url, tmp_path, made, protocol="oracle", query="T")
+    assert outcome.error is None
+    found = rows_of(warehouse, "SELECT t6::text, z6::text, ds::text, d9::text, ym::text FROM t ORDER BY 1")
+    assert found[0] == (
+        "2024-07-01 10:00:00.123456+00", "2024-07-01 12:00:00.123456+00", "-26:00:00.000005",
+        "-26:03:04.123456", "-1 years -3 mons",
+    )  # fmt: skip
+    assert set(found[1]) == {None}
 
 
 # -- the real driver, on ports that are no database -----------------------------------------------------
