@@ -609,10 +609,9 @@ def _items(client: Client, rows: _Rows, elements: Iterator[Any]) -> Iterator[Ing
 
     held = next_row()
     while held is not None:
-        for name, value in held.items():
+        for name in held:
             if name not in known:
-                nested = isinstance(value, str) and value.startswith("{") and value.endswith("}")
-                known[name] = Node(name, "jsonb" if nested else "")
+                known[name] = Node(name, "")
                 nodes.append(known[name])
         columns = [
             RowColumn(column, fill_for(node, client.config.timezone, running))

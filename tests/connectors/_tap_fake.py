@@ -22,6 +22,7 @@ if config.get("echo"):
         if path and path.endswith("json")
     }
     seen["mode"] = oct(Path(arguments["--config"]).stat().st_mode & 0o777)
+    seen["pid"] = os.getpid()
     seen["config_path"] = arguments["--config"]
     Path(config["echo"]).write_text(json.dumps(seen), "utf-8")
 sys.stderr.write(config.get("stderr", ""))
