@@ -230,6 +230,8 @@ def _messages(read: Read, block: bytes) -> Sequence[Any]:
         return found
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
+    except RecursionError:
+        raise _too_deep(read) from None
     found = []
     for line in block.split(b"\n"):
         line = line.strip()
@@ -341,7 +343,17 @@ def _flushed(read: Read) -> Iterator[IngestedItem]:
         text = b"\n".join(read.records)
         count = len(read.records)
         read.records, read.size = [], 0
-        yield _item(read, *_frame(read, text, count))
+        try:
+            frame, types = _frame(read, text, count)
+        except UnicodeDecodeError:
+            raise SourceData(f"{read.tap} wrote text that is not UTF-8") from None
+        except RecursionError:
+            raise _too_deep(read) from None
+        yield _item(read, frame, types)
+
+
+def _too_deep(read: Read) -> SourceData:
+    return SourceData(f"{read.tap} wrote a value that is nested too deep to be read")
 
 
 def _item(read: Read, frame: pl.DataFrame, types: dict[str, str]) -> IngestedItem:
@@ -416,8 +428,6 @@ def _spelled_out(read: Read, text: bytes) -> tuple[pl.DataFrame, dict[str, str]]
         rows = _decoders().records.decode_lines(text)
     except msgspec.DecodeError as error:
         raise SourceData(f"{read.tap} wrote a record that is no object", why=str(error)) from None
-    except UnicodeDecodeError:
-        raise SourceData(f"{read.tap} wrote text that is not UTF-8") from None
     known = {one.name for one in read.fields}
     read.fields += [
         Field(name, "") for name in dict.fromkeys(k for row in rows for k in row) if name not in known

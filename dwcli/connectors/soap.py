@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TITLE = "SOAP service"
 ALIASES = ("wsdl",)
+EXTRA = "soap"
 STAND_IN = "a service of its own, SOAP 1.1 and 1.2"
 INCREMENTAL = "an argument that takes the cursor"
 TYPING = "declared"

@@ -243,6 +243,30 @@ def test_a_record_that_is_none_is_an_error(tap, line):
         read(tap(SCHEMA, record(id=1), line))
 
 
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_text_that_is_not_utf8_is_an_error(tap, end):
+    line = b'{"type": "RECORD", "stream": "orders", "record": {"id": 1, "name": "\xff"}}' + end
+    with pytest.raises(SourceData, match="tap-fake wrote"):
+        read(tap(SCHEMA, bytes=line.hex()))
+
+
+def test_a_last_line_without_an_end_counts_and_one_that_is_cut_off_is_an_error(tap):
+    line = json.dumps(record(id=1)).encode()
+    assert len(rows(read(tap(SCHEMA, bytes=line.hex())))) == 1
+    with pytest.raises(SourceData, match="not valid JSON"):
+        read(tap(SCHEMA, bytes=line[:-3].hex()))
+
+
+@pytest.mark.parametrize("spec", [{"type": "object"}, {"type": "string"}])
+def test_a_value_that_is_nested_without_end_is_an_error(tap, spec):
+    with pytest.raises(SourceData, match="nested too deep"):
+        typed(tap, spec, "[" * 100_000 + "]" * 100_000)
+
+
+def test_nul_in_a_text(tap):
+    assert rows(read(tap(SCHEMA, record(id=1, name="a\0b"))))[0][1] == "a\0b"
+
+
 @pytest.mark.parametrize(
     "line", [{"type": "STATE"}, {"type": "SCHEMA", "stream": "orders"}, {**SCHEMA, "schema": [1]}]
 )

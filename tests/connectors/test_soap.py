@@ -176,6 +176,15 @@ def test_both_versions_of_soap(service, source, port):
     assert ("soap+xml" in service.headers[-1]["Content-Type"]) == (port == "two")
 
 
+def test_the_rpc_style(service, source):
+    connector = source(port="rpc")
+    service.body = '<t:RpcResponse xmlns:t="urn:shop"><result xmlns=""><o:order xmlns:o="urn:shop">' + (
+        "<o:id>1</o:id><o:total>1.10</o:total></o:order></result></t:RpcResponse>"
+    )
+    (row,) = read(connector, "Rpc(page=2)")[1]
+    assert (row["id"], row["total"]) == (1, "1.10") and "<page>2</page>" in service.asked[-1]
+
+
 # -- calls -----------------------------------------------------------------------------------------------
 
 
