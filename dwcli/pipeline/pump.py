@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,15 +32,18 @@ class _Staged:
     at: datetime
 
 
-def pump(run: Run, result: IngestionResult, load: Load) -> None:
-    """Read, stage and load, batch by batch, in three threads that wait for each other."""
+def pump(run: Run, result: IngestionResult, load: Load, hang_up: Callable[[], None]) -> None:
+    """Read, stage and load, batch by batch, in three threads that wait for each other.
+
+    hang_up: closes the source, when the run ends while a read may still be waiting for it.
+    """
     job = run.job
     today = partition(job.lake, run.protocol, job.lake_name)
     stem = file_stem(job.lake_name)
     run.marker = open_snapshot(today, stem)
     run.emit(StageStarted(job.pipeline, "extract"))
     items = ahead(_limited(run, _timed(run, result)))
-    with contextlib.closing(ahead(_stage(run, items, today, stem))) as staged:
+    with contextlib.closing(ahead(_stage(run, items, today, stem), interrupt=hang_up)) as staged:
         for batch in staged:
             began = time.monotonic()
             rows = load_frame(load, batch.frame, batch.types, batch.path.name, batch.at)

@@ -16,6 +16,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         _announce(run, connector, cursor)
         with open_load(raw(data), job.schema, job.table, plan) as load:
             crashpoints.reached("begin")
-            pump(run, result, load)
+            pump(run, result, load, partial(_close, connector))
             crashpoints.reached("copied")
             state = settle_cursor(run, load, state, cursor)
             note_deletions(run, connector, load)

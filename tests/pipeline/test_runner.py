@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 
+import dwcli.ahead
 from dwcli.connectors import Connector
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.errors import (
@@ -27,7 +28,7 @@ from dwcli.errors import (
     SourceError,
     UsageError,
 )
-from dwcli.events import BatchLoaded, Notice, RunFinished, SchemaChanged
+from dwcli.events import BatchLoaded, Event, Notice, RunFinished, SchemaChanged
 from dwcli.pipeline.record import Idle, Job, RunOptions
 from dwcli.pipeline.runner import attempt, close_idle
 from dwcli.staging.writer import read_manifest, snapshots
@@ -727,3 +728,36 @@ def test_events_tell_each_batch_and_the_end(warehouse_url: str, lake: Path) -> N
     assert [event.rows for event in outcome.events if isinstance(event, BatchLoaded)] == [1, 1]
     assert isinstance(outcome.events[-1], RunFinished)
     assert outcome.events[-1].result == outcome.result
+
+
+def test_a_run_that_ends_does_not_wait_for_a_silent_source(
+    warehouse_url: str, warehouse: Any, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is closed, which ends its read, before anybody waits for the thread that reads."""
+    monkeypatch.setattr(dwcli.ahead, "JOIN_SECONDS", 3600)
+    closed, reading, ends = threading.Event(), threading.Event(), list[bool]()
+
+    def answer(cursor: Cursor) -> Iterator[IngestedItem]:
+        yield IngestedItem(payload=[{"id": 1}])
+        reading.set()
+        ends.append(closed.wait(20))
+        raise OSError("closed")
+
+    source = Source(answer)
+    connector = source.connector()
+    connector.module.close = lambda client: closed.set()  # type: ignore[attr-defined]
+    source.connector = lambda: connector  # type: ignore[method-assign]
+
+    def stop(event: Event) -> None:
+        if isinstance(event, BatchLoaded):
+            assert reading.wait(60)
+            raise KeyboardInterrupt
+
+    job = Job("s.p", "s", "s.p", source.connector, "q", "public", "t", lake)
+    engine = make_engine(warehouse_url)
+    try:
+        _, error = attempt(job, engine, RunOptions(), stop)
+    finally:
+        engine.dispose()
+    assert isinstance(error, KeyboardInterrupt)
+    assert ends == [True]
