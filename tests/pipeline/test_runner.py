@@ -32,6 +32,7 @@ from dwcli.events import BatchLoaded, Event, Notice, RunFinished, SchemaChanged
 from dwcli.pipeline.record import Idle, Job, RunOptions
 from dwcli.pipeline.runner import attempt, close_idle
 from dwcli.staging.writer import read_manifest, snapshots
+from dwcli.warehouse.engine import make_engine
 from tests.pipeline.runs import Source, batches, rows_of, run
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
