@@ -35,7 +35,7 @@ def ahead(
     ended = False
     try:
         while True:
-            kind, value = waiting.get()
+            kind, value = _get(waiting)
             ended = kind != "piece"
             if kind == "end":
                 return
@@ -72,6 +72,16 @@ def _closable(pieces: Iterable[Piece]) -> Generator[Piece, None, None]:
         close = getattr(pieces, "close", None)
         if close is not None:
             close()
+
+
+def _get(waiting: queue.Queue[tuple[str, object]]) -> tuple[str, object]:
+    """The next entry. It is waited for a little at a time: polars catches SIGINT in a way that leaves a lock
+    without a timeout waiting, so that Ctrl-C would not be heard before the next piece is there."""
+    while True:
+        try:
+            return waiting.get(timeout=PATIENCE_SECONDS)
+        except queue.Empty:
+            continue
 
 
 def _put(
