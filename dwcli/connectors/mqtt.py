@@ -398,7 +398,11 @@ def _subscribe(client: Client, session: Session, topic: str) -> None:
     """
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
-    session.mqtt.subscribe(topic, options=SubscribeOptions(qos=1, retainHandling=1))
+    try:
+        session.mqtt.subscribe(topic, options=SubscribeOptions(qos=1, retainHandling=1))
+    except ValueError as error:
+        hint = "+ stands for one level, # for all that follow, at the end"
+        raise QueryFailed(f"'{topic}' is no topic", why=str(error), hint=hint) from None
     deadline = time.monotonic() + TIMEOUT_SECONDS
     # Of a session that was kept, the answer is behind all that waits: reading to it would fill the memory.
     while session.subscribed is None and not session.kept:
