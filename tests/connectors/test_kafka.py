@@ -8,10 +8,14 @@ import gc
 import io
 import json
 import math
+import os
 import secrets
+import signal
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -258,6 +262,21 @@ def test_the_end_of_a_partition_needs_no_message(at, reached):
     message = fake_message("_PARTITION_EOF", 0, at)
     kafka._note(message.error(), message, "t", places)
     assert places[0].done and places[0].next == reached
+
+
+def test_markers_of_transactions_take_offsets_but_are_no_messages(cluster, topic, source):
+    settings = {"bootstrap.servers": cluster[1], "transactional.id": topic, "log_level": 0}
+    writer = Producer(settings)
+    writer.init_transactions(10)
+    for value in (b"1", b"2"):
+        writer.begin_transaction()
+        writer.produce(topic, value, partition=0)
+        writer.commit_transaction(10)
+    connector = source()
+    frame, position, _ = read(connector)
+    assert frame.select("offset", "payload").rows() == [(0, "1"), (2, "2")]
+    assert position["offsets"]["0"] == 4
+    assert read(connector, position)[0].height == 0
 
 
 # -- what can go wrong -----------------------------------------------------------------------------------
@@ -655,3 +674,29 @@ def test_into_postgresql_and_on(
     committed = reader.committed([TopicPartition(topic, p) for p in range(PARTITIONS)], timeout=10)
     reader.close()
     assert [c.offset for c in committed] == [503, 500, 500, 500]
+
+
+@pytest.mark.parametrize("point", ["manifest", "committed"])
+def test_a_killed_run_loses_and_doubles_nothing(
+    cluster, produce, topic, warehouse_url: str, warehouse: psycopg.Connection, tmp_path: Path, point: str
+):
+    config = {"protocol": "kafka", "bootstrap_servers": cluster[1], "topic": topic, "batch_bytes": 65536}
+    (tmp_path / "kafka.json").write_text(json.dumps(config))
+    produce(*[b'{"n": %d}' % n for n in range(1000)])
+    command = [sys.executable, "-m", "dwcli", "run", "--config", "kafka.json", "--query", topic]
+    command += ["--source", "s", "--table", "events", "--lake", "lake", "--warehouse", warehouse_url]
+
+    def run(**environment: str) -> int:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=60
+        )
+        return done.returncode
+
+    assert run(DW_TEST_CRASH_AT=point) == -signal.SIGKILL
+    produce(*[b'{"n": %d}' % n for n in range(1000, 1500)], partition=1)
+    assert run() == 0
+    assert warehouse.execute("select count(*), count(distinct n), max(n) from events").fetchone() == (
+        1500,
+        1500,
+        1499,
+    )
