@@ -53,6 +53,8 @@ FORGETS = True
 TIMEOUT_SECONDS = 15.0
 #: How often a connection that nobody uses is looked after, far below any heartbeat.
 SERVE_SECONDS = 0.5
+#: Messages of the first request: the protocol bounds a request by their number alone.
+FIRST_MESSAGES = 8
 
 Answer = TypeVar("Answer")
 Work = tuple[Callable[[], Any], "Future[Any]"]
@@ -302,6 +304,8 @@ class _Reading:
     client: Client
     queue: str
     remaining: int
+    #: the most that is asked for at once; it doubles, until it is known how wide the messages are
+    most: int = FIRST_MESSAGES
     tag: int = 0
 
 
@@ -335,7 +339,8 @@ def _next(reading: _Reading, wanted: int, seconds: float) -> list[Message] | Non
     if reading.remaining <= 0:
         return None
     with _errors(reading.client, reading.queue):
-        wanted = min(wanted, reading.remaining)
+        wanted = min(wanted, reading.remaining, reading.most)
+        reading.most *= 2
         found: list[Message] = _ask(reading.client, lambda: _gather(reading, wanted, seconds))
         if not found and not _ask(reading.client, lambda: _waiting(reading.client.connection, reading.queue)):
             return None  # other consumers have taken the rest

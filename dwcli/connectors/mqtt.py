@@ -110,6 +110,7 @@ class Session:
     subscribed: Any = None
     reason: str = ""
     found: list[Message] = field(default_factory=list)
+    found_bytes: int = 0
     #: packet ids that are to be acknowledged, in order; 0 for a message that needs none
     packets: array[int] = field(default_factory=lambda: array("H"))
     #: how many of them the read has given
@@ -239,6 +240,7 @@ def _listen(session: Session) -> None:
         if not session.dropping:
             session.packets.append(message.mid if message.qos else 0)
             session.found.append(_message(message))
+            session.found_bytes += len(message.payload)
 
     session.mqtt.on_connect = on_connect
     session.mqtt.on_subscribe = on_subscribe
@@ -396,13 +398,23 @@ def _subscribe(client: Client, session: Session, topic: str) -> None:
     """
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
-    session.mqtt.subscribe(topic, options=SubscribeOptions(qos=1, retainHandling=1))
+    try:
+        session.mqtt.subscribe(topic, options=SubscribeOptions(qos=1, retainHandling=1))
+    except ValueError as error:
+        hint = "+ stands for one level, # for all that follow, at the end"
+        raise QueryFailed(f"'{topic}' is no topic", why=str(error), hint=hint) from None
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while session.subscribed is None:
+    # Of a session that was kept, the answer is behind all that waits: reading to it would fill the memory.
+    while session.subscribed is None and not session.kept:
         _turn(session)
         if time.monotonic() > deadline:
             raise TimeoutError("no answer to SUBSCRIBE")
-    if session.subscribed.is_failure:
+    _refuse_subscription(session, topic)
+
+
+def _refuse_subscription(session: Session, topic: str) -> None:
+    """Raise QueryFailed where the broker has refused the topic."""
+    if session.subscribed is not None and session.subscribed.is_failure:
         raise QueryFailed(
             f"the broker does not let you read '{topic}'",
             why=str(session.subscribed),
@@ -415,15 +427,18 @@ def _next(client: Client, session: Session, topic: str, wanted: int, seconds: fl
     if wanted <= 0:
         return None
     deadline = time.monotonic() + seconds
+    most_bytes = client.config.batch_bytes // 3
     with _errors(client, topic):
-        while len(session.found) < wanted:
+        while len(session.found) < wanted and session.found_bytes < most_bytes:
             left = deadline - time.monotonic()
             if client.closing:
                 raise ConnectionError("the connection is closed")
             if left <= 0:
                 break
             _turn(session, min(left, TURN_SECONDS))
+    _refuse_subscription(session, topic)
     found, session.found = session.found[:wanted], session.found[wanted:]
+    session.found_bytes = sum(len(message.value or b"") for message in session.found)
     session.given += len(found)
     return found
 

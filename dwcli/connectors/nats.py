@@ -609,7 +609,9 @@ async def _pull(reading: _Reading, wanted: int) -> tuple[list[Any], str]:
 
     The request bounds the bytes as well; a single message that is larger is then asked for alone.
     """
-    found, status = await _request(reading, {"batch": wanted, "max_bytes": reading.client.config.batch_bytes})
+    found, status = await _request(
+        reading, {"batch": wanted, "max_bytes": reading.client.config.batch_bytes // 3}
+    )
     if not found and status == "409":
         found, status = await _request(reading, {"batch": 1})
     return found, status

@@ -43,6 +43,8 @@ FORGETS = "group"
 TIMEOUT_SECONDS = 30.0
 #: Entries that are read or acknowledged with one command.
 PAGE = 1000
+#: Entries of the first reply; the number doubles, so that a few wide ones are noticed before many.
+FIRST_ENTRIES = 8
 #: What the server's clock may differ from itself between two commands, in milliseconds.
 CLOCK_MS = 5
 
@@ -271,6 +273,8 @@ class _Reading:
     owed: Place | None = (0, 0)
     #: group: the last new entry
     new: Place = (0, 0)
+    #: the most that is asked for at once
+    most: int = FIRST_ENTRIES
 
 
 def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
@@ -301,7 +305,7 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     yield from read_messages(
         _shape(config, query),
         config,
-        lambda wanted, seconds: fetch(reading, wanted),
+        lambda wanted, seconds: fetch(reading, _bounded(reading, wanted)),
         lambda: _position(reading),
         config.batch_bytes,
         first=not before,
@@ -321,6 +325,12 @@ def _position(reading: _Reading) -> dict[str, Any] | None:
     return place
 
 
+def _bounded(reading: _Reading, wanted: int) -> int:
+    """How many entries to ask for: the protocol bounds a reply by their number alone."""
+    most, reading.most = reading.most, min(2 * reading.most, PAGE)
+    return min(wanted, most)
+
+
 def _now(time: Sequence[int]) -> int:
     """The server's TIME in milliseconds."""
     return int(time[0]) * 1000 + int(time[1]) // 1000
@@ -333,7 +343,7 @@ def _next(reading: _Reading, wanted: int) -> list[Message] | None:
     with _errors(reading.client, reading.stream):
         both = reading.client.server.pipeline(transaction=True)
         both.xinfo_stream(reading.stream)
-        both.xrange(reading.stream, f"({_id(reading.last)}", _id(reading.end), count=min(wanted, PAGE))
+        both.xrange(reading.stream, f"({_id(reading.last)}", _id(reading.end), count=wanted)
         info, entries = both.execute()
     stream = _told(info)
     _check_gap(reading, stream)
@@ -384,9 +394,7 @@ def _next_of_group(reading: _Reading, wanted: int) -> list[Message] | None:
             return None
         start = ">" if reading.owed is None else _id(reading.owed)
         with _errors(reading.client, reading.stream):
-            answer = server.xreadgroup(
-                config.group, config.consumer, {reading.stream: start}, count=min(wanted, PAGE)
-            )
+            answer = server.xreadgroup(config.group, config.consumer, {reading.stream: start}, count=wanted)
             entries = answer[0][1] if answer else []
             gone = [id for id, fields in entries if not fields]
             if gone:

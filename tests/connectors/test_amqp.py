@@ -242,6 +242,9 @@ def test_closing_the_connector_ends_a_read(broker, queue, source):
 
 def test_batches_and_memory_are_bounded(broker, queue, source):
     """40 MB wait, and none is acknowledged before all have been read."""
+    send(broker, queue, 1, 1)
+    connector = source()
+    connector.acknowledge(read(connector)[1])  # what is loaded with the first batch is no message
     send(broker, queue, 1, 400, pad=100_000)
     connector = source(batch_bytes=1_000_000)
     before = psutil.Process().memory_info().rss
@@ -252,7 +255,7 @@ def test_batches_and_memory_are_bounded(broker, queue, source):
         peak = max(peak, psutil.Process().memory_info().rss - before)
     assert came == count(1, 400)
     # The first fetch comes before it is known how wide the messages are.
-    assert max(sizes[1:]) <= 1_000_000 and peak < 35_000_000
+    assert max(sizes[1:]) <= 1_000_000 and peak < 20_000_000
 
 
 def test_missing_queues_and_hosts_are_told_by_layer(broker, queue, source):
