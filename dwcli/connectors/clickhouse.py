@@ -105,8 +105,8 @@ class Config(ConnectorConfig):
         json_schema_extra={"advanced": True, **LOCAL_PATH},
     )
     final: bool = Field(
-        False,
-        description="whether rows are read as FINAL gives them: replaced and collapsed rows left out",
+        True,
+        description="whether a table is read as FINAL gives it: replaced and collapsed rows left out",
         json_schema_extra={"advanced": True},
     )
     timeout_seconds: int = Field(
@@ -328,7 +328,7 @@ def _columns(client: Client, databases: Sequence[str]) -> dict[_Name, tuple[_Dec
 
 def _resource(config: Config, name: _Name, table: _Table, declared: Sequence[_Declared]) -> Resource:
     columns = tuple(_column(c) for c in declared)
-    key, reason = _key(table, columns)
+    key, reason = _key(table, columns) if config.final else ((), "")
     leading = {table.sorting_key.split(",", 1)[0].strip().strip("`")}
     cursors = cursor_candidates(columns, key, leading)
     version = _version(table)
@@ -341,13 +341,21 @@ def _resource(config: Config, name: _Name, table: _Table, declared: Sequence[_De
 
 def _key(table: _Table, columns: Sequence[Column]) -> tuple[_Name, str]:
     """The sorting key, where the engine keeps one row for each. A primary key is not unique here."""
-    if not re.search(r"(Replacing|Collapsing|Coalescing|Summing|Aggregating)MergeTree$", table.engine):
+    if not merges(table):
         return (), ""
     known = {c.name for c in columns}
     key = tuple(part.strip().strip("`") for part in table.sorting_key.split(","))
     if not known.issuperset(key):
         return (), ""
-    return key, f"sorting key of a {table.engine}: one row each once merged"
+    return key, f"sorting key of a {table.engine}: FINAL gives one row each"
+
+
+def merges(table: _Table) -> bool:
+    """Whether the engine makes one row of several with the same sorting key, sooner or later."""
+    return (
+        re.search(r"(Replacing|Collapsing|Coalescing|Summing|Aggregating)MergeTree$", table.engine)
+        is not None
+    )
 
 
 def _version(table: _Table) -> str:
@@ -486,13 +494,11 @@ def _settings(client: Client, columns: Sequence[_Declared]) -> dict[str, str]:
         **JSON_SETTINGS,
         "preferred_block_size_bytes": str(max(client.config.batch_bytes // 8, 64 * 1024)),
     }
-    if client.config.final:
-        wanted["final"] = "1"
     fixed = {
         name for name, value in wanted.items() if name in known and known[name].readonly and
         known[name].value != value
     }  # fmt: skip
-    needed = {"final"} | (JSON_SETTINGS.keys() if any(is_nested(c.kind) for c in columns) else set())
+    needed = JSON_SETTINGS.keys() if any(is_nested(c.kind) for c in columns) else set()
     if fixed & needed:
         raise QueryFailed(
             f"'{client.config.username}' may not change the setting {min(fixed & needed)}",
@@ -508,11 +514,13 @@ def _source(client: Client, query: str) -> _Source:
     if is_select(query):
         # A table may be called so as well, but only one of the own database.
         databases = databases[:1]
-    known = list(_tables(client, databases))
+    tables = _tables(client, databases)
+    known = list(tables)
     found = find_table(query, known, config.database, DIALECT)
     if found is not None:
         sql = ".".join(quoted(part, DIALECT) for part in found)
-        return _Source(f"{sql} AS dw", _columns(client, [found[0]]).get(found, ()), found)
+        final = " FINAL" if config.final and merges(tables[found]) else ""
+        return _Source(f"{sql} AS dw{final}", _columns(client, [found[0]]).get(found, ()), found)
     if not is_select(query):
         names = [spelled([name], DIALECT) for database, name in known if database == config.database]
         raise ResourceMissing(

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import queue
 import re
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -39,6 +37,7 @@ from dwcli.connectors._sqltext import (
     spelled,
     stripped,
 )
+from dwcli.connectors._waiting import waited
 from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
@@ -147,7 +146,13 @@ def _open(config: Config) -> Any:
         **wallet,
     }
     try:
-        connection = _within(CONNECT_SECONDS, functools.partial(oracledb.connect, **arguments))
+        # The driver itself waits for a silent listener for ever.
+        connection: Any = waited(
+            functools.partial(oracledb.connect, **arguments),
+            CONNECT_SECONDS,
+            undo=lambda late: late.close(),
+            ends=False,
+        )
     except TimeoutError:
         where = f"{config.host}:{config.port}"
         raise ConnectionFailed(
@@ -159,36 +164,6 @@ def _open(config: Config) -> Any:
         raise _refused(config, error) from None
     with _errors(config, "the session"), connection.cursor() as cursor:
         cursor.execute(SESSION)
-    return connection
-
-
-def _within(seconds: float, connecting: Callable[[], Any]) -> Any:
-    """What `connecting` gives. The driver itself waits for a silent listener for ever.
-
-    Raises TimeoutError; a connection that comes later is closed by the thread that waited for it.
-    """
-    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-    late = threading.Event()
-
-    def wait() -> None:
-        try:
-            connection = connecting()
-        except BaseException as error:
-            answers.put((None, error))
-            return
-        answers.put((connection, None))
-        if late.is_set():
-            with contextlib.suppress(Exception):
-                connection.close()
-
-    threading.Thread(target=wait, daemon=True, name="dw-oracle-connect").start()
-    try:
-        connection, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        late.set()
-        raise TimeoutError from None
-    if error is not None:
-        raise error
     return connection
 
 

@@ -336,7 +336,7 @@ def test_discover_tells_keys_cursors_and_sizes(server, source):
     connector = source()
     m, r, v = connector.discover()
     assert (r.name, r.primary_key) == ("r", ("id", "note"))
-    assert r.key_reason == "sorting key of a ReplacingMergeTree: one row each once merged"
+    assert r.key_reason == "sorting key of a ReplacingMergeTree: FINAL gives one row each"
     assert r.row_estimate == 2 and r.bytes_estimate > 0
     assert [c.name for c in r.columns] == ["id", "v", "updated_at", "note"]
     assert [c.column for c in r.cursors] == ["v", "updated_at"]
@@ -352,13 +352,16 @@ def test_discover_tells_keys_cursors_and_sizes(server, source):
     assert connector.describe("system.one").columns[0].name == "dummy"
 
 
-def test_final_leaves_replaced_rows_out(server, source):
+def test_replaced_rows_are_left_out_unless_asked_for(server, source):
     server.run("CREATE TABLE shop.r (id UInt8, v UInt8) ENGINE = ReplacingMergeTree(v) ORDER BY id")
     server.run("SYSTEM STOP MERGES shop.r")
     server.run("INSERT INTO shop.r VALUES (1, 1)")
     server.run("INSERT INTO shop.r VALUES (1, 2)")
-    assert read(source(), "r")[0].height == 2
-    assert read(source(final=True), "r")[0].rows() == [(1, 2)]
+    assert read(source(), "r")[0].rows() == [(1, 2)]
+    assert read(source(), "r", Cursor("v", "1", None, "bigint"))[0].rows() == [(1, 2)]
+    assert source().describe("r").primary_key == ("id",)
+    plain = source(final=False)
+    assert read(plain, "r")[0].height == 2 and plain.describe("r").primary_key == ()
 
 
 def test_the_key_alone_is_read(server, source):

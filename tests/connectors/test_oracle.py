@@ -435,7 +435,7 @@ def test_each_layer_of_a_failed_connection_is_named(monkeypatch):
         assert silent.layer == "port" and "says nothing" in str(silent)
     # The driver leaves the socket of a login that was cut to the garbage collector, which warns of it.
     for thread in threading.enumerate():
-        if thread.name == "dw-oracle-connect":
+        if thread.name == "dw-waiting":
             thread.join(10)
     gc.collect()
 
