@@ -31,7 +31,7 @@ from dwcli.contract import LOCAL_PATH, Cursor, IngestedItem, Resource
 from dwcli.errors import ConnectionFailed, ResourceMissing, SourceData
 
 TITLE = "FTP"
-TRIED = "pyftpdlib 2.2"
+TRIED = "pyftpdlib 2.2, vsftpd 3.0"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
