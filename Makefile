@@ -15,9 +15,10 @@ PAGES  := README.md docs/reference/*.md docs/connectors/*.md
 LAKE   ?= ./lake
 ROWS   ?= 1000000
 ROUNDS ?= 3
+FAMILY_ROWS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test servers check format bench docs docs-serve docs-generate lock clean \
+.PHONY: help setup demo demo-clean test faults servers check format bench bench-families docs docs-serve docs-generate lock clean \
 	infra-up infra-down infra-status make-tests-staging make-tests-pipeline make-tests-all \
 	run-pipeline test-dw
 
@@ -53,6 +54,9 @@ $(VENV)/.servers: requirements/servers.txt $(READY)
 test: $(READY)  ## run the tests
 	$(PYTEST)
 
+faults: $(READY)  ## kill, race, cut off and damage runs at full size; the figures go to docs/reliability.md
+	$(BIN)/python -m tests.faults
+
 check: $(READY)  ## format, lint, types, room boundaries, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -66,6 +70,9 @@ format: $(READY)  ## format and mend what can be mended
 
 bench: $(READY) .venv-bench/.ready  ## measure dw beside other tools (ROWS=5000000 for the full size)
 	$(BIN)/python -m benchmarks --rows $(ROWS) --rounds $(ROUNDS)
+
+bench-families: $(READY) servers  ## measure dw beside a plain script, one job per family of sources
+	$(BIN)/python -m benchmarks.families --rows $(FAMILY_ROWS) --rounds $(ROUNDS)
 
 .venv-bench/.ready: requirements/bench.txt
 	@echo "Making .venv-bench with the tools to compare with …"
@@ -96,13 +103,13 @@ clean:  ## remove what the targets made, but no lake and no project
 	rm -rf $(VENV) .venv-bench site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-infra-up:  ## start PostgreSQL and MariaDB in containers
+infra-up:  ## start a PostgreSQL as warehouse in a container
 	docker compose up -d --wait
 
-infra-down:  ## stop them; their data stays
+infra-down:  ## stop it; its data stays
 	docker compose down
 
-infra-status:  ## show them
+infra-status:  ## show it
 	docker compose ps
 
 make-tests-staging: $(READY)  ## tests of staging: writer, schema, loader, audit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 
 SAMPLE_SECONDS = 0.05
+START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,22 @@ def _process_bytes(process: psutil.Process, alone: bool) -> int:
         return process.memory_info().rss if alone else process.memory_full_info().pss
     except (psutil.NoSuchProcess, psutil.AccessDenied, AttributeError):
         return 0
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until a server that was just started answers. Raises OSError when it does not."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dwcli import connectors
+from dwcli.render.sources import tried_against
 
 PAGES = Path(__file__).parent / "connectors"
 
@@ -47,11 +48,25 @@ def help_of(words: list[str]) -> str:
 
 def sources() -> str:
     """The table of every kind of source, each with its page."""
-    rows = [
-        f"| [{connectors.title(name)}]({name}.md) | `{name}` | {listed(aliases(name))} | {driver(name)} |"
-        for name in connectors.names()
+    head = ("Source", "Protocol", "Also called", "Driver", "New rows by", "Types", "Tried against")
+    table = [head, *(source(name) for name in connectors.names())]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def source(protocol: str) -> list[str]:
+    """A row of that table."""
+    said = connectors.literals(protocol)
+    tried = tried_against(said.get("TRIED"), said.get("STAND_IN"))
+    return [
+        f"[{connectors.title(protocol)}]({protocol}.md)",
+        f"`{protocol}`",
+        listed(aliases(protocol)),
+        driver(protocol),
+        said.get("INCREMENTAL", ""),
+        said.get("TYPING", ""),
+        tried or "",
     ]
-    return "\n".join(["| Source | Protocol | Also called | Driver |", "|---|---|---|---|", *rows])
 
 
 def source_list() -> str:
@@ -71,7 +86,7 @@ def aliases(protocol: str) -> tuple[str, ...]:
 
 
 def driver(protocol: str) -> str:
-    extra = connectors.literals(protocol).get("EXTRA")
+    extra = connectors.extra(protocol)
     return f"`pip install 'dwcli[{extra}]'`" if extra else "comes with dw"
 
 

@@ -22,7 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 if TYPE_CHECKING:
     import polars as pl
 
-WriteDisposition = Literal["append", "replace", "merge"]
+WriteDisposition = Literal["append", "replace", "merge", "scd2"]
+#: Those that tell rows apart by their key.
+KEYED: tuple[WriteDisposition, ...] = ("merge", "scd2")
+#: What a change of the source's schema may do.
+Contract = Literal["evolve", "freeze", "discard_value", "discard_row"]
 #: What becomes of rows that the source no longer has.
 Deletes = Literal["ignore", "soft", "hard"]
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dwcli.connectors import placed
-from dwcli.contract import Deletes, WriteDisposition
+from dwcli.contract import KEYED, Contract, Deletes, WriteDisposition
 from dwcli.documents import Document, invalid, nearest, read_document
 from dwcli.errors import ConfigError, NameUnknown, ProjectMissing
 from dwcli.references import environment, resolve, write_private
@@ -72,7 +72,6 @@ Name = Annotated[str, AfterValidator(checked_name)]
 Duration = Annotated[str, BeforeValidator(str), AfterValidator(_a_duration)]
 Size = Annotated[str, BeforeValidator(str), AfterValidator(_a_size)]
 Columns = Annotated[list[str], BeforeValidator(_as_list)]
-Contract = Literal["evolve", "freeze"]
 
 
 class ProjectConfig(BaseModel):
@@ -108,6 +107,9 @@ class PipelineConfig(BaseModel):
     lookback: Duration | int | None = Field(None, description="read again this far behind the cursor")
     columns: dict[str, str] = Field(default_factory=dict, description="types that override inferred ones")
     contract: Contract = Field("evolve", description="what a change of the source's schema may do")
+    max_rejects: int | None = Field(
+        None, ge=0, description="rows that may be set aside in etl_rejects; more, and the run fails"
+    )
     every: Duration | None = Field(None, description="how often it should run")
 
 
@@ -229,18 +231,23 @@ def read_source(path: Path) -> Source:
 
 def _checked(config: PipelineConfig, document: Document) -> PipelineConfig:
     """What no single field can say: which settings need each other."""
-    if config.write == "merge" and not config.key:
+    if config.write in KEYED and not config.key:
         raise ConfigError(
-            f"{document.where(['write'])}: 'merge' needs a key", hint="add a line such as: key: [id]"
+            f"{document.where(['write'])}: '{config.write}' needs a key", hint="add a line such as: key: [id]"
         )
-    if config.lookback is not None and config.write != "merge":
+    if config.lookback is not None and config.write not in KEYED:
         raise ConfigError(
             f"{document.where(['lookback'])}: 'lookback' reads rows again, so it needs write: merge and a key"
         )
-    if config.deletes != "ignore" and config.write != "merge":
+    if config.deletes != "ignore" and config.write not in KEYED:
         raise ConfigError(
             f"{document.where(['deletes'])}: 'deletes' compares keys, so it needs write: merge and a key",
             hint="a replace leaves no deleted row behind",
+        )
+    if config.deletes == "hard" and config.write == "scd2":
+        raise ConfigError(
+            f"{document.where(['deletes'])}: a history forgets nothing, so it has no 'hard'",
+            hint="deletes: soft ends the version of a row that is gone",
         )
     if config.lookback is not None and not config.cursor:
         raise ConfigError(f"{document.where(['lookback'])}: 'lookback' needs a cursor")

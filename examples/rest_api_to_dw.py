@@ -1,10 +1,10 @@
-"""Your own data through dw's doors: a REST API with pages of nested JSON, into the warehouse.
+"""A REST API into the warehouse: pages of nested JSON, read by the connector `http`.
 
     python examples/rest_api_to_dw.py
 
-Anything that you can fetch in Python, dw can stage, load and audit: wrap it as an IngestionResult. The
-API here is a small one that this script serves itself, so that it runs anywhere. Numbers, texts and
-times become columns of their types; nested objects and lists become jsonb, to be asked with ->>.
+The API here is a small one that this script serves itself, so that it runs anywhere. Nothing says how it
+pages or where its rows stand: that is found in the first answer. Numbers, texts and times become columns of
+their types; nested objects and lists become jsonb, to be asked with ->>.
 """
 
 from __future__ import annotations
@@ -12,24 +12,15 @@ from __future__ import annotations
 import json
 import os
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
-from urllib.request import urlopen
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import text
 
-from dwcli.contract import IngestedItem, IngestionResult
-from dwcli.staging import (
-    ensure_audit_table,
-    load_parquet_files_to_dw,
-    write_audit_record,
-    write_ingestion_result_to_parquet,
-)
+from dwcli.pipeline import run_pipeline
 from dwcli.warehouse import embedded, make_engine, resolve_url
 
 TABLE = "api_orders"
@@ -38,50 +29,29 @@ PAGE_SIZE = 100
 
 def main() -> None:
     with serve_orders(250) as base_url:
-        rows = load_orders(f"{base_url}/orders")
+        rows = load_orders(base_url)
     print(f"{rows} orders loaded into {TABLE}")
 
 
-def load_orders(url: str) -> int:
-    """Fetch every page, keep it in the lake, load it, and write down that it happened."""
+def load_orders(base_url: str) -> int:
+    """Read every page, keep it in the lake, load it, and write down that it happened."""
     engine = make_engine(warehouse_url())
-    run_id, started_at = str(uuid.uuid4()), datetime.now(UTC)
-    result = IngestionResult(success=True, protocol="http", items=fetch_pages(url))
-    paths: list[str] = []
-
-    def audit(connection: Engine | Connection, status: str, rows: int, error: str | None = None) -> None:
-        write_audit_record(
-            connection, run_id, "rest_api_example", "orders_api", "http", TABLE, status,
-            rows, len(paths), started_at, datetime.now(UTC), error,
-        )  # fmt: skip
-
-    ensure_audit_table(engine)
-    try:
-        paths += write_ingestion_result_to_parquet(result, os.environ.get("DW_LAKE", "lake"), "orders_api")
-        # One transaction: the rows and the record that says so arrive together, or neither does.
-        with engine.begin() as connection:
-            rows = load_parquet_files_to_dw(connection, paths, TABLE)
-            audit(connection, "success", rows)
-    except Exception as error:
-        audit(engine, "failure", 0, str(error))
-        raise
+    result = run_pipeline(
+        {"protocol": "http", "base_url": base_url},
+        query="/orders",
+        source_name="orders_api",
+        target_table=TABLE,
+        lake_path=os.environ.get("DW_LAKE", "lake"),
+        dw_engine=engine,
+        pipeline_name="rest_api_example",
+    )
     with engine.connect() as connection:
         by_city = text(
             f"SELECT customer->>'city', count(*), sum(total) FROM {TABLE} GROUP BY 1 ORDER BY 2 DESC, 1"  # noqa: S608
         )
         for city, count, total in connection.execute(by_city):
             print(f"{city:10} {count:6} {total:12}")
-    return rows
-
-
-def fetch_pages(url: str) -> Iterator[IngestedItem]:
-    """One item per page: a page is fetched when the one before it is in the lake."""
-    page: int | None = 1
-    while page:
-        with urlopen(f"{url}?page={page}") as answer:
-            body = json.load(answer)
-        yield IngestedItem(payload=body["orders"], metadata={"page": page})
-        page = body["next_page"]
+    return int(result["rows_loaded"])
 
 
 def warehouse_url() -> str:

@@ -10,7 +10,14 @@ import pytest
 
 POSTGRES_URL = os.environ.get("DW_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 MARIADB_URL = os.environ.get("DW_TEST_MARIADB", "mysql://root@127.0.0.1:3306/test")
-DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306}
+DEFAULT_PORTS = {
+    "postgresql": 5432,
+    "mysql": 3306,
+    "redis": 6379,
+    "nats": 4222,
+    "amqp": 5672,
+    "mqtt": 1883,
+}
 
 
 def required(name: str, url: str) -> str:

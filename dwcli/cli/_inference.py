@@ -9,8 +9,13 @@ from typing import Any
 
 from dwcli.contract import CursorCandidate, Resource
 
+#: Kinds of resources of which each run reads what is new, with no cursor column and no `replace`.
+STREAMS = ("topic", "queue", "subject", "stream")
 #: Kinds of resources that keep their place themselves: what was read is not read again.
-ONCE = ("file", "files", "folder", "topic", "queue", "subject", "stream")
+ONCE = ("file", "files", "folder", *STREAMS)
+#: What that place is, where its kind says it.
+PLACES = {"topic": "offsets", "queue": "what was acknowledged", "subject": "message numbers"}
+PLACES |= dict.fromkeys(("file", "files", "folder"), "new and changed files")
 #: What a file's name ends with, and is no part of what it holds.
 ENDINGS = re.compile(r"(?i)csv|tsv|txt|jsonl?|ndjson|parquet|xlsx?|ods|avro|gz|zst|bz2|xz|zip")
 
@@ -58,7 +63,7 @@ def propose(name: str, resource: Resource, sure_only: bool = True) -> Plan:
         write,
         key if write == "merge" or key else (),
         column,
-        tuple(filter(None, [_why_key(resource), _why_cursor(column, cursor, write)])),
+        tuple(filter(None, [_why_key(resource), _why_cursor(column, cursor, write) or own_place(resource)])),
     )
 
 
@@ -66,11 +71,22 @@ def write_for(resource: Resource, key: Collection[str], cursor: str | None) -> s
     """How new rows meet the table, by key and cursor.
 
     A cursor that only sees new rows appends them; key and cursor merge; without a cursor the table is
-    reloaded, unless the source keeps its own place.
+    reloaded, unless the source keeps its own place. A queue or a stream may give a message twice, which
+    only its key can tell.
     """
     if cursor:
         return "merge" if key and not _candidate(resource, cursor).append_only else "append"
+    if key and resource.kind in ("queue", "stream"):
+        return "merge"
     return "append" if resource.kind in ONCE else "replace"
+
+
+def own_place(resource: Resource) -> str:
+    """How a resource that needs no cursor tells what is new; "" for one that reloads without."""
+    if resource.kind not in ONCE:
+        return ""
+    place = PLACES.get(resource.kind)
+    return f"its own place ({place})" if place else "its own place"
 
 
 def _candidate(resource: Resource, column: str) -> CursorCandidate:

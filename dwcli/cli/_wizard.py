@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
-from dwcli.cli._inference import Plan, cautions, pipeline_name, propose, write_for
+from dwcli.cli._inference import STREAMS, Plan, cautions, own_place, pipeline_name, propose, write_for
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
     DRAFT,
@@ -24,6 +24,7 @@ from dwcli.cli.add_source import (
     split_pipeline,
     test_live,
 )
+from dwcli.contract import KEYED
 from dwcli.errors import DwError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ WRITE_WORDS = {
     "merge": "merge (insert new, update changed)",
     "append": "append (every row that is read is added)",
     "replace": "replace (reload everything)",
+    "scd2": "scd2 (keep every version of a row)",
 }
 EVERY = (("1h", "1 hour"), ("15m", "15 min"), ("1d", "1 day"), (NONE, "only by hand"))
 #: Kinds of sources that people ask for most stand first.
@@ -313,11 +315,14 @@ def _ask_key(resource: Resource) -> tuple[str, ...]:
 
 
 def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
+    if resource.kind in STREAMS:
+        say(f"  Cursor: {own_place(resource)}")
+        return None
     candidates = {candidate.column: candidate.reason for candidate in resource.cursors}
     others = [column.name for column in resource.columns if column.name not in candidates]
     width = max([9, *(len(column) for column in candidates)])
     options = [(column, f"{column:<{width}} {reason}") for column, reason in candidates.items()]
-    options.append((NONE, f"{'none':<{width}} reload everything each run"))
+    options.append((NONE, f"{'none':<{width}} {own_place(resource) or 'reload everything each run'}"))
     if others:
         options.append(("*", f"{'other':<{width}} pick a column"))
     answer = prompts.choose("Cursor", options, usual or NONE)
@@ -328,7 +333,8 @@ def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
 
 def _ask_write(resource: Resource, key: Sequence[str], cursor: str | None) -> str:
     usual = write_for(resource, key, cursor)
-    possible = [word for word in ("merge", "append", "replace") if word != "merge" or key]
+    unfit = {*(() if key else KEYED), *(("replace",) if resource.kind in STREAMS else ())}
+    possible = [word for word in WRITE_WORDS if word not in unfit]
     options = [(word, WRITE_WORDS[word]) for word in sorted(possible, key=lambda word: word != usual)]
     return prompts.choose("Write", options, usual)
 
@@ -342,7 +348,7 @@ def ask_plans_blind(taken: set[str]) -> list[Plan]:
     cursor = prompts.text("Cursor column (empty: none)") or None
     usual = "merge" if key and cursor else "append" if cursor else "replace"
     write = prompts.choose(
-        "Write", [(word, WRITE_WORDS[word]) for word in WRITES if word != "merge" or key], usual
+        "Write", [(word, WRITE_WORDS[word]) for word in WRITES if word not in KEYED or key], usual
     )
     return [Plan(name, query, write, key, None if write == "replace" else cursor)]
 

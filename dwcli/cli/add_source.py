@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -23,6 +23,7 @@ from dwcli.cli._inference import Plan, cautions, matching, pipeline_name, propos
 from dwcli.cli._say import command_line, say
 from dwcli.cli._secrets import is_tracked, write_secret
 from dwcli.cli.settings import can_ask, settings
+from dwcli.contract import KEYED, WriteDisposition
 from dwcli.errors import AnswerMissing, ConfigError, ConnectionFailed, DwError, ResourceMissing, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from dwcli.contract import Resource
     from dwcli.project import Project
 
-WRITES = ("append", "replace", "merge")
+WRITES = get_args(WriteDisposition)
 DRAFT = "add-source"
 STOPPED = "Stopped. Answers saved (not the password). Continue: dw add-source --resume"
 
@@ -385,9 +386,9 @@ def _with_flags(plan: Plan, resource: Resource, choices: Choices) -> Plan:
     if wanted == "replace":
         new_cursor = None
     new_write = wanted or write_for(resource, new_key, new_cursor)
-    if new_write == "merge" and not new_key:
+    if new_write in KEYED and not new_key:
         raise UsageError(
-            f"pipeline {plan.name}: merge needs a key, and the source declares none",
+            f"pipeline {plan.name}: {new_write} needs a key, and the source declares none",
             hint=f"--key {plan.name}=COLUMN",
         )
     changed = (new_key, new_cursor, new_write) != (plan.key, plan.cursor, plan.write)

@@ -50,6 +50,8 @@ COMMANDS = (
     Command("audit", "Look", "runs"),
     Command("query", "Look"),
     Command("verify", "Look", "pipelines"),
+    Command("state", "Load", "pipelines"),
+    Command("clean", "Warehouse"),
     Command("up", "Warehouse"),
     Command("down", "Warehouse"),
     Command("completion", "Shell", "completion"),

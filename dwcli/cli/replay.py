@@ -44,7 +44,7 @@ def replay(
     stretch = Stretch(None, _moment("--from", start), _moment("--to", end))
     with closing(connect(url)) as connection:
         pipeline, stretch = _what(project, connection, name, stretch)
-        job = job_of(project, pipeline)
+        job = job_of(project, pipeline, warehouse_url=url)
         snapshots = chosen_snapshots(connection, job, stretch)
     if dry_run:
         _show(snapshots)

@@ -69,38 +69,27 @@ def describe(project: Project) -> list[dict[str, Any]]:
 
 
 def _show_protocols() -> None:
-    from dwcli.connectors import literals, names, title
+    from dwcli.connectors import names
     from dwcli.render.sources import PROTOCOL_COLUMNS, protocol_row
 
-    records = [
-        {
-            "protocol": name,
-            "title": title(name),
-            "aliases": list(literals(name).get("ALIASES", ())),
-            "extra": literals(name).get("EXTRA"),
-            "missing": missing_drivers(name),
-        }
-        for name in names()
-    ]
+    records = [describe_protocol(name) for name in names()]
     show_rows(PROTOCOL_COLUMNS, (protocol_row(record) for record in records), records)
 
 
-def missing_drivers(protocol: str) -> list[str]:
-    """Modules that a connector imports and that are not installed. Nothing is imported to find out."""
-    import ast
-    import sys
-    from importlib.util import find_spec
-    from pathlib import Path
+def describe_protocol(name: str) -> dict[str, Any]:
+    """What there is to know about a kind of source before one is configured. Imports no connector."""
+    from dwcli.connectors import extra, literals, missing_packages, title
 
-    import dwcli.connectors
-
-    path = Path(dwcli.connectors.__file__).parent / f"{protocol}.py"
-    if not path.exists() or "EXTRA" not in dwcli.connectors.literals(protocol):
-        return []
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return sorted(name for name in found - set(sys.stdlib_module_names) if find_spec(name) is None)
+    said = literals(name)
+    return {
+        "protocol": name,
+        "title": title(name),
+        "aliases": list(said.get("ALIASES", ())),
+        "extra": extra(name),
+        "missing": missing_packages(name),
+        "incremental": said.get("INCREMENTAL") or None,
+        "typing": said.get("TYPING"),
+        "streaming": said.get("STREAMING"),
+        "tried": said.get("TRIED"),
+        "stand_in": said.get("STAND_IN"),
+    }

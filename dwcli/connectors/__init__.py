@@ -4,7 +4,13 @@ A connector is a module with a few functions and no base class:
 
     TITLE = "PostgreSQL"                       how people call it (wizard, docs)
     ALIASES = ("postgresql", "pgsql")          optional: other protocol names
-    EXTRA = "mysql"                            optional: the pip extra that brings its driver
+    EXTRA = "excel"                            optional: the pip extra of its driver, where that is not
+                                               named like the protocol
+    TRIED = "PostgreSQL 15"                    the real server that its tests run against
+    STAND_IN = "moto 5.2"                      or what speaks the protocol in its place there
+    INCREMENTAL = "a cursor column"            how it finds what is new: a noun phrase, "" for not at all
+    TYPING = "declared"                        where types come from: declared or inferred
+    STREAMING = True                           whether memory is bounded by the batch, not by the resource
     class Config(ConnectorConfig): ...         the only definition: flags, questions, validation, docs
     def connect(config) -> Client              raises ConnectionFailed with the layer that failed
     def discover(client) -> Iterator[Resource]
@@ -14,10 +20,10 @@ A connector is a module with a few functions and no base class:
     def acknowledge(client, position) -> None  optional: streams, after the warehouse has committed
     def close(client) -> None                  may be called twice; ends a read that is under way
 
-The three constants are plain literals: they are read from the source text, so that listing protocols
-imports nothing. Drivers are imported inside `connect`, so that `--help` of a connector works without
-its driver. Third-party connectors are modules named by the entry point group `dwcli.connectors`.
-Modules whose name begins with an underscore are shared code.
+The constants are plain literals above the first definition: they are read from the source text, so that
+listing protocols imports nothing. Drivers are imported inside `connect`, so that `--help` of a connector
+works without its driver. Third-party connectors are modules named by the entry point group
+`dwcli.connectors`. Modules whose name begins with an underscore are shared code.
 """
 
 from __future__ import annotations
@@ -25,12 +31,15 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -40,6 +49,8 @@ from dwcli.errors import ConfigError, DriverMissing, DwError, NameUnknown
 from dwcli.references import environment, resolve
 
 ENTRY_POINTS = "dwcli.connectors"
+#: What a connector says about itself at its head.
+LITERALS = ("TITLE", "ALIASES", "EXTRA", "TRIED", "STAND_IN", "INCREMENTAL", "TYPING", "STREAMING")
 
 
 @dataclass
@@ -170,14 +181,27 @@ def _from_environment(model: type[BaseModel], prefix: str | None) -> dict[str, s
 
 
 def secrets_of(config: BaseModel) -> list[str]:
-    """The secret values in a config, for redaction."""
-    found: list[str] = []
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        for item in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(item, SecretStr):
-                found.append(item.get_secret_value())
-    return found
+    """The secret values in a config, however deep, for redaction; of a URL its password too."""
+    found = [secret.get_secret_value() for secret in _secrets_in(config)]
+    with_password = [text for text in found if "://" in text and "@" in text]
+    for text in with_password:
+        written = text.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        found += [written, unquote(written)]
+    return [text for text in found if text]
+
+
+def _secrets_in(value: Any) -> Iterator[SecretStr]:
+    if isinstance(value, SecretStr):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _secrets_in(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _secrets_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _secrets_in(item)
 
 
 # -- the registry: names cost nothing, loading one imports one ---------------------------------------
@@ -201,17 +225,69 @@ def _plugins() -> dict[str, str]:
 
 @cache
 def literals(protocol: str) -> dict[str, Any]:
-    """TITLE, ALIASES and EXTRA of a built-in connector, read from its text."""
-    path = Path(__file__).parent / f"{protocol}.py"
-    if not path.exists():
+    """The constants at the head of a connector (TITLE, ALIASES …), read from its text."""
+    path = _source_file(protocol)
+    if path is None:
         return {}
+    # Only the text above the first definition is parsed: names are listed at every start of `dw`.
+    head = re.split(r"^(?:class|def|@)", path.read_text("utf-8"), maxsplit=1, flags=re.MULTILINE)[0]
     found: dict[str, Any] = {}
-    for node in ast.parse(path.read_text("utf-8")).body:
+    for node in ast.parse(head).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-            if name in ("TITLE", "ALIASES", "EXTRA"):
+            if name in LITERALS:
                 found[name] = ast.literal_eval(node.value)
     return found
+
+
+def _source_file(protocol: str) -> Path | None:
+    """Where a connector's text is, without importing it; None where it cannot be told."""
+    target = _plugins().get(protocol)
+    if target is None:
+        path = Path(__file__).parent / f"{protocol}.py"
+        return path if path.exists() else None
+    first, *rest = target.split(".")
+    spec = find_spec(first)
+    if spec is None or (rest and not spec.submodule_search_locations):
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    below = [Path(folder, *rest) for folder in spec.submodule_search_locations or ()]
+    files = [p for path in below for p in (path.with_suffix(".py"), path / "__init__.py")]
+    return next((p for p in files if p.exists()), None)
+
+
+@cache
+def extra(protocol: str) -> str | None:
+    """The pip extra that brings a built-in connector's driver; None where it needs none."""
+    wanted = str(literals(protocol).get("EXTRA", protocol))
+    return wanted if protocol not in _plugins() and _packages(wanted) else None
+
+
+def missing_packages(protocol: str) -> list[str]:
+    """The packages of a connector's extra that are not installed. Nothing is imported to find out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    missing = []
+    for package in _packages(extra(protocol) or ""):
+        try:
+            version(package)
+        except PackageNotFoundError:
+            missing.append(package)
+    return missing
+
+
+@cache
+def _packages(extra: str) -> tuple[str, ...]:
+    """The packages of one of dw's own extras, as its metadata names them."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        needed = requires("dwcli") or ()
+    except PackageNotFoundError:
+        return ()
+    marked = (re.match(r"([A-Za-z0-9._-]+).*;.*\bextra == ['\"]([^'\"]+)['\"]", line) for line in needed)
+    return tuple(match[1] for match in marked if match and match[2] == extra)
 
 
 def title(protocol: str) -> str:
@@ -247,8 +323,7 @@ def load(protocol: str) -> ModuleType:
 
 def driver_missing(protocol: str, error: ImportError) -> DriverMissing:
     """The error for a driver that is not installed: one line, with the command that installs it."""
-    extra = literals(protocol).get("EXTRA", protocol)
     return DriverMissing(
         f"{title(protocol)} needs a driver that is not installed ({error.name})",
-        hint=f"pip install 'dwcli[{extra}]'",
+        hint=f"pip install 'dwcli[{extra(protocol) or protocol}]'",
     )

@@ -176,7 +176,9 @@ def slices(frame: pl.DataFrame, batch_bytes: int) -> Iterator[pl.DataFrame]:
 
 
 def _frame(columns: Sequence[RowColumn], chunk: Sequence[Filled]) -> pl.DataFrame:
-    return pl.DataFrame([f.series.alias(c.name) for c, f in zip(columns, chunk, strict=True)])
+    frame = pl.DataFrame([f.series.alias(str(place)) for place, f in enumerate(chunk)])
+    frame.columns = [c.name for c in columns]  # polars would give a column without a name another one
+    return frame
 
 
 def _types(columns: Sequence[RowColumn], chunk: Sequence[Filled]) -> dict[str, str]:

@@ -36,6 +36,10 @@ from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing
 TITLE = "DuckDB"
 ALIASES = ()
 EXTRA = "duckdb"
+TRIED = "DuckDB 2.0"
+INCREMENTAL = "a cursor column"
+TYPING = "declared"
+STREAMING = True
 
 DIALECT = Dialect(quote='"', place="?")
 #: DuckDB works in vectors of this many rows; a smaller batch saves nothing

@@ -19,6 +19,10 @@ from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing
 
 TITLE = "Files (CSV, JSON, Parquet, Excel)"
 ALIASES = ("file", "csv", "json", "parquet", "excel")
+TRIED = "files on Linux"
+INCREMENTAL = "files that are new or changed"
+TYPING = "inferred"
+STREAMING = True
 
 
 class Config(ConnectorConfig, FileFields):

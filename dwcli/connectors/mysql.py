@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 TITLE = "MySQL or MariaDB"
 ALIASES = ("mariadb",)
 EXTRA = "mysql"
+TRIED = "MariaDB 10.11"
+INCREMENTAL = "a cursor column"
+TYPING = "declared"
+STREAMING = True
 
 DIALECT = Dialect(quote="`", place="%s")
 #: What a session is told first. The write timeout is how long the server waits for a reader that is

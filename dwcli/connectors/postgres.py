@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 TITLE = "PostgreSQL"
 ALIASES = ("postgresql", "pgsql")
+TRIED = "PostgreSQL 15"
+INCREMENTAL = "a cursor column; late commits by transaction"
+TYPING = "declared"
+STREAMING = True
 
 #: Types that a frame's dtype already says, so that `types` does not.
 PLAIN = ("bigint", "boolean", "text", "bytea", "double precision")

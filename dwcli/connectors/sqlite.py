@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 
 TITLE = "SQLite"
 ALIASES = ("sqlite3",)
+TRIED = "SQLite 3.40"
+INCREMENTAL = "a cursor column"
+TYPING = "inferred"
+STREAMING = True
 
 DIALECT = Dialect(quote='"', place="?")
 #: Rows that `describe` looks at to see which types the values have

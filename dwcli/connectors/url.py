@@ -61,7 +61,7 @@ Client = WebClient
 
 
 def connect(config: Config) -> Client:
-    """Ask for the address, where it is a file's. Raises ConnectionFailed with the layer, ResourceMissing."""
+    """Ask for the address. Raises ConnectionFailed with the layer, ResourceMissing where it is a file's."""
     try:
         client = web_client(config, config.url)
     except ImportError as error:
@@ -74,12 +74,23 @@ def connect(config: Config) -> Client:
         parallel=4,
     )
     try:
-        if not config.url.endswith("/"):
-            _ask_for(client, config.url)
+        _try(client, config.url)
     except BaseException:
         close_web(client)
         raise
     return client
+
+
+def _try(client: Client, address: str) -> None:
+    """Ask for the address. A folder's may be missing or closed though files in it can be had."""
+    try:
+        _ask_for(client, address)
+    except ResourceMissing:
+        if not address.endswith("/"):
+            raise
+    except ConnectionFailed as error:
+        if not address.endswith("/") or error.layer != "permission":
+            raise
 
 
 def discover(client: Client) -> Iterator[Resource]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from dwcli.contract import Cursor
+from dwcli.contract import KEYED, Cursor
 from dwcli.errors import SourceData, UsageError
 from dwcli.events import Notice
 from dwcli.pipeline.record import Run
@@ -35,9 +35,10 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
             f"{job.pipeline} has been loaded, so --limit would leave a gap in it",
             hint=f"look at rows without loading them: dw preview {job.pipeline}",
         )
-    fresh = options.full_refresh or bool(_trial(state))
-    again = job.write == "merge"
-    if job.write == "replace" or fresh:
+    anew = options.full_refresh or bool(_trial(state))
+    fresh = anew and job.write != "scd2"  # a history is never forgotten
+    again = job.write in KEYED
+    if job.write == "replace" or anew:
         cursor = Cursor(job.cursor or "", again=again) if job.write != "replace" else Cursor()
     elif options.start or options.end:
         cursor = Cursor(job.cursor or "", options.start, options.end, state.type)
@@ -55,6 +56,7 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
         run_id=run.id,
         overrides=job.columns,
         contract=job.contract,
+        max_rejects=job.max_rejects,
         fresh=fresh,
     )
     return cursor, plan
@@ -96,9 +98,9 @@ def settle_cursor(run: Run, load: Load, state: State, cursor: Cursor) -> State:
         position = None
     if not job.cursor or job.write == "replace":
         return State(position=position)
-    if load.sink is None:
+    column = load.sink.names.get(job.cursor) if load.sink is not None else None
+    if load.sink is None or (column is None and not run.rows_read):  # without rows, no columns to be missed
         return replace(state, position=position)
-    column = load.sink.names.get(job.cursor)
     if column is None:
         raise SourceData(
             f"the cursor column {job.cursor} is not in the data",
@@ -109,7 +111,7 @@ def settle_cursor(run: Run, load: Load, state: State, cursor: Cursor) -> State:
     highest = _highest(run, load, load.sink, column, kind)
     if cursor.end is not None:
         return state
-    before = None if load.plan.fresh or state.cursor != job.cursor else state.value
+    before = None if cursor.start is None or state.cursor != job.cursor else state.value
     run.cursor_to = wider_cursor(load.connection, kind, before, highest)
     return State(job.cursor, run.cursor_to, kind, position)
 

@@ -10,6 +10,7 @@ from dwcli.errors import SourceShrank
 from dwcli.pipeline.record import Run
 from dwcli.staging.deleting import GONE, find_gone
 from dwcli.staging.frames import item_frame
+from dwcli.staging.history import is_kept
 from dwcli.staging.loader import empty_stage, end_rows, load_frame, open_load
 from dwcli.staging.plan import Load, LoadPlan
 from dwcli.staging.writer import OPEN, staged_file, write_frame
@@ -27,6 +28,9 @@ def note_deletions(run: Run, connector: Connector, load: Load) -> None:
     job = run.job
     if job.deletes == "ignore" or load.target is None or load.target.created or run.options.limit:
         return
+    if job.write == "scd2" and not is_kept(load.target):
+        return  # the versions begin with this run
+    load.ingested_at = load.ingested_at or datetime.now(UTC)
     began = time.monotonic()
     plan = LoadPlan(write="merge", key=job.key, overrides=job.columns)
     with open_load(load.connection, job.schema, job.table, plan) as keys:

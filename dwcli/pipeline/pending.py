@@ -17,7 +17,7 @@ from dwcli.staging.dw_schema import raw
 from dwcli.staging.loader import complete_rows, finish_load, leave_out_nulls, load_file, open_load
 from dwcli.staging.plan import Counts, LoadPlan
 from dwcli.staging.state import State, loaded_snapshots, write_receipt, write_state
-from dwcli.staging.writer import Manifest, check_file, read_manifest, snapshots
+from dwcli.staging.writer import Manifest, check_file, read_manifest, set_aside, snapshots
 
 log = get_logger(__name__)
 
@@ -32,6 +32,7 @@ def plan_of(manifest: Manifest, job: Job) -> LoadPlan:
         run_id=manifest.run_id,
         overrides=job.columns,
         contract=job.contract,
+        max_rejects=job.max_rejects,
         fresh=manifest.fresh,
     )
 
@@ -64,17 +65,17 @@ def load_pending(run: Run, data: Connection, folder: Path) -> None:
         name = str(path.relative_to(job.lake))
         if name in loaded:
             continue
-        manifest = read_manifest(path)
-        if (manifest.warehouse_id, manifest.pipeline) != (run.warehouse_id, job.pipeline):
-            continue
         try:
+            manifest = read_manifest(path)
+            if (manifest.warehouse_id, manifest.pipeline) != (run.warehouse_id, job.pipeline):
+                continue
             _load_snapshot(run, data, path, manifest, name)
         except DwError as error:
             data.rollback()
             # The state has not moved past it, so reading the source again brings its rows.
             run.emit(Notice(job.pipeline, f"an unfinished snapshot cannot be loaded, reading again: {error}"))
             log.warning("set aside %s: %s", path, error)
-            path.rename(path.with_suffix(".refused"))
+            set_aside(path)
 
 
 def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, name: str) -> None:
@@ -96,9 +97,17 @@ def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, n
     )
     raw(data).execute(
         "update etl_audit_log set status = 'success', rows_loaded = %s, rows_read = %s, parquet_files = %s,"
-        " rows_inserted = %s, rows_updated = %s, finished_at = now(), error_code = null, error_message ="
-        " 'died before its COMMIT; loaded from the lake by the next run' where run_id = %s",
-        (counts.rows, manifest.rows, len(manifest.files), counts.inserted, counts.updated, manifest.run_id),
+        " rows_inserted = %s, rows_updated = %s, rows_rejected = %s, finished_at = now(), error_code = null,"
+        " error_message = 'died before its COMMIT; loaded from the lake by the next run' where run_id = %s",
+        (
+            counts.rows,
+            manifest.rows,
+            len(manifest.files),
+            counts.inserted,
+            counts.updated,
+            counts.rejected,
+            manifest.run_id,
+        ),
     )
     data.commit()
     run.healed.append(manifest.run_id)

@@ -8,14 +8,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from dwcli.connectors import Connector, create_connector, resolve_name
 from dwcli.contract import BATCH_BYTES
 from dwcli.errors import RunStopped
 from dwcli.events import Emit
-from dwcli.pipeline.record import Job, RunOptions
-from dwcli.pipeline.runner import attempt
+from dwcli.pipeline.record import Idle, Job, RunOptions
+from dwcli.pipeline.runner import attempt, close_idle
 from dwcli.project import Pipeline, Project, connection_values, seconds, size_bytes
 from dwcli.warehouse.engine import make_engine
 
@@ -33,7 +35,11 @@ def run_project(
     RunStopped, with the results so far as `results`, when a signal ended it.
     """
     engine = make_engine(warehouse_url)
-    jobs = [job_of(project, pipeline, max(1, options.jobs)) for pipeline in pipelines]
+    idle: dict[str, Idle] = {}
+    jobs = [
+        replace(job_of(project, pipeline, max(1, options.jobs)), idle=idle, hidden=_passwords(warehouse_url))
+        for pipeline in pipelines
+    ]
     results: list[dict[str, Any]] = []
     try:
         if options.jobs > 1 and len(jobs) > 1:
@@ -52,17 +58,26 @@ def run_project(
                 break
         return results
     finally:
+        close_idle(idle)
         engine.dispose()
+
+
+def _passwords(url: str) -> tuple[str, ...]:
+    """The password in the warehouse's URL, as it stands there and as it is meant."""
+    written = urlsplit(url).password
+    return (written, unquote(written)) if written else ()
 
 
 def _stopped(error: BaseException, results: list[dict[str, Any]]) -> RunStopped:
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130
     text = "stopped; the run under way was rolled back, what was loaded before it stays"
+    if results and results[-1]["status"] == "success":  # the signal came after its COMMIT
+        text = "stopped; what was loaded stays"
     return RunStopped(text, results, code)
 
 
-def job_of(project: Project, pipeline: Pipeline, jobs: int = 1) -> Job:
-    """A pipeline of a project as something that can run."""
+def job_of(project: Project, pipeline: Pipeline, jobs: int = 1, warehouse_url: str = "") -> Job:
+    """A pipeline of a project as something that can run. The URL's password is kept out of what is told."""
     config = pipeline.config
     batch_bytes = min(
         BATCH_BYTES, max(64 * 1024, size_bytes(project.config.memory) // BATCHES_IN_MEMORY // jobs)
@@ -90,9 +105,12 @@ def job_of(project: Project, pipeline: Pipeline, jobs: int = 1) -> Job:
         columns=config.columns,
         deletes=config.deletes,
         contract=config.contract,
+        max_rejects=config.max_rejects,
         keep=seconds(project.config.keep) if project.config.keep else None,
         config_hash=config_hash(pipeline),
         command=shlex.join(["dw", *sys.argv[1:]]),
+        logs=project.private / "logs",
+        hidden=_passwords(warehouse_url),
     )
 
 

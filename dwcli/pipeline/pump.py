@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,15 +32,18 @@ class _Staged:
     at: datetime
 
 
-def pump(run: Run, result: IngestionResult, load: Load) -> None:
-    """Read, stage and load, batch by batch, in three threads that wait for each other."""
+def pump(run: Run, result: IngestionResult, load: Load, hang_up: Callable[[], None]) -> None:
+    """Read, stage and load, batch by batch, in three threads that wait for each other.
+
+    hang_up: closes the source, when the run ends while a read may still be waiting for it.
+    """
     job = run.job
     today = partition(job.lake, run.protocol, job.lake_name)
     stem = file_stem(job.lake_name)
     run.marker = open_snapshot(today, stem)
     run.emit(StageStarted(job.pipeline, "extract"))
     items = ahead(_limited(run, _timed(run, result)))
-    with contextlib.closing(ahead(_stage(run, items, today, stem))) as staged:
+    with contextlib.closing(ahead(_stage(run, items, today, stem), interrupt=hang_up)) as staged:
         for batch in staged:
             began = time.monotonic()
             rows = load_frame(load, batch.frame, batch.types, batch.path.name, batch.at)
@@ -50,9 +53,10 @@ def pump(run: Run, result: IngestionResult, load: Load) -> None:
     complete_rows(load)
     load.replaces.extend(run.replaces)
     run.values_changed = merged_counts([run.values_changed, load.values_changed])
-    if not run.rows_read == sum(file.rows for file in run.files) == load.rows:
+    if not run.rows_read == sum(file.rows for file in run.files) == load.rows + load.rejected:
         raise CountsDiffer(
-            f"{run.rows_read:,} rows read, {sum(f.rows for f in run.files):,} staged, {load.rows:,} loaded"
+            f"{run.rows_read:,} rows read, {sum(f.rows for f in run.files):,} staged, {load.rows:,} loaded,"
+            f" {load.rejected:,} set aside"
         )
 
 

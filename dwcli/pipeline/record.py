@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import Connection, Engine
 
 from dwcli.connectors import Connector
-from dwcli.contract import Deletes, WriteDisposition
+from dwcli.contract import Contract, Deletes, WriteDisposition
 from dwcli.errors import ConnectionFailed, DwError, RunStopped, WarehouseError
 from dwcli.events import Emit, SchemaChanged
 from dwcli.log import get_logger
@@ -69,12 +69,28 @@ class Job:
     cursor_nulls: str = "error"
     lookback: str | int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    contract: str = "evolve"
+    contract: Contract = "evolve"
+    max_rejects: int | None = None
     deletes: Deletes = "ignore"
     #: seconds that loaded snapshots stay in the lake; None for ever
     keep: float | None = None
     config_hash: str = ""
     command: str = ""
+    #: folder of the runs' logs; None for no log
+    logs: Path | None = None
+    #: values that no message and no log may show, beside the secrets of the source
+    hidden: tuple[str, ...] = ()
+    #: open connections that no run uses just now, by source, for the next run of the same command
+    idle: dict[str, Idle] | None = None
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An open connection to a source that waits for its next pipeline."""
+
+    connector: Connector
+    #: time.monotonic() when it was put here
+    since: float
 
 
 @dataclass
@@ -107,7 +123,10 @@ class Run:
     secrets: list[str] = field(default_factory=list)
     snapshot: str | None = None
     marker: Path | None = None
+    #: COMMIT was asked for, and its answer has not come
     committing: bool = False
+    #: what was read is in the warehouse: no error can make a failure of this run any more
+    committed: bool = False
     #: loaded from the lake at the start, because an earlier run died before its COMMIT
     healed: list[str] = field(default_factory=list)
 
@@ -134,7 +153,7 @@ def audit(run: Run, engine: Engine | Connection, status: str, error: DwError | N
             "rows_inserted": run.counts.inserted,
             "rows_updated": run.counts.updated,
             "rows_deleted": run.counts.deleted,
-            "rows_rejected": 0,
+            "rows_rejected": run.counts.rejected,
             "bytes_staged": run.bytes_staged,
             "cursor_from": run.cursor_from,
             "cursor_to": run.cursor_to,
@@ -198,7 +217,7 @@ def result_of(run: Run, error: DwError | None) -> dict[str, Any]:
         "rows_inserted": 0 if error else run.counts.inserted,
         "rows_updated": 0 if error else run.counts.updated,
         "rows_deleted": 0 if error else run.counts.deleted,
-        "rows_rejected": 0,
+        "rows_rejected": 0 if error else run.counts.rejected,
         "bytes_staged": run.bytes_staged,
         "cursor_from": run.cursor_from,
         "cursor_to": run.cursor_to,

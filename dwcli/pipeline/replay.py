@@ -83,6 +83,12 @@ def chosen_snapshots(connection: psycopg.Connection, job: Job, stretch: Stretch)
         raise NameUnknown(
             f"no run of {job.pipeline} was loaded in that time", hint=f"dw audit --pipeline {job.pipeline}"
         )
+    if any(kept.manifest.write == "scd2" for kept in chosen):
+        raise UsageError(
+            "a history is replayed as a whole",
+            why="versions that were read before others would begin after them",
+            hint=f"dw replay {job.pipeline}",
+        )
     _refuse_superseded(job, every, chosen)
     return chosen
 
@@ -182,4 +188,5 @@ def _added(one: Counts, other: Counts) -> Counts:
         one.inserted + other.inserted,
         one.updated + other.updated,
         one.deleted + other.deleted,
+        one.rejected + other.rejected,
     )

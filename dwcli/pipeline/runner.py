@@ -13,26 +13,29 @@ Nothing else decides what the next run does, so a run can be killed at any line 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
 
 from dwcli import crashpoints
 from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor
 from dwcli.errors import (
+    ConfigError,
     DwError,
     LakeError,
-    PipelineLocked,
     SourceError,
+    UsageError,
 )
 from dwcli.events import (
     Emit,
+    Notice,
     RunFinished,
     RunStarted,
     StageStarted,
@@ -41,9 +44,11 @@ from dwcli.events import (
 from dwcli.log import get_logger
 from dwcli.pipeline.cursor import settle_cursor, where_to_begin
 from dwcli.pipeline.deletions import note_deletions, refuse_shrinking
+from dwcli.pipeline.lock import take_lock
 from dwcli.pipeline.pending import load_pending
 from dwcli.pipeline.pump import pump
 from dwcli.pipeline.record import (
+    Idle,
     Job,
     Run,
     RunOptions,
@@ -53,6 +58,7 @@ from dwcli.pipeline.record import (
     tell_changes,
     warehouse_error,
 )
+from dwcli.pipeline.runlog import logged
 from dwcli.staging import (
     ensure_audit_table,
     load_parquet_files_to_dw,
@@ -83,6 +89,10 @@ from dwcli.staging.writer import (
 )
 
 log = get_logger(__name__)
+
+#: A source's connection that waited longer than this for its next pipeline is made anew: a server or a
+#: firewall between may have ended it unseen.
+IDLE_SECONDS = 30.0
 
 
 def run_pipeline(
@@ -130,17 +140,19 @@ def attempt(
     The table is then as it was, and etl_audit_log says why (where the warehouse can be reached).
     work: something else than to read, stage and load (`replay`).
     """
-    run = Run(job, options, emit)
+    run = Run(job, options, emit, secrets=list(job.hidden))
     error: BaseException | None = None
-    try:
-        if is_postgres(engine):
-            _run_to_postgres(run, engine, work or _load_and_commit)
-        else:
-            _run_plainly(run, engine)
-    except BaseException as caught:
-        error = caught
-    result = result_of(run, explained(error, run) if error is not None else None)
-    emit(RunFinished(job.pipeline, result))
+    with logged(run):
+        try:
+            if is_postgres(engine):
+                _run_to_postgres(run, engine, work or _load_and_commit)
+            else:
+                _run_plainly(run, engine)
+        except BaseException as caught:
+            error = caught
+        failure = explained(error, run) if error is not None and not run.committed else None
+        result = result_of(run, failure)
+        run.emit(RunFinished(job.pipeline, result))
     if isinstance(error, DwError):
         error = explained(error, run)
     return result, None if isinstance(error, _SourceAnsweredFailure) else error
@@ -158,20 +170,33 @@ def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
         run.warehouse_id = _prepare(engine)
         data = stack.enter_context(engine.connect())
         stack.callback(_hang_up, data)
-        _take_lock(run, data)
+        take_lock(raw(data), run.job.pipeline, run.id[:8])
+        data.commit()
         control = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
         mark_interrupted(raw(control), run.job.pipeline)
         audit(run, control, "running")
         try:
             work(run, data)
         except BaseException as error:
+            if run.committed:
+                _tell_late_error(run, error)
+                return
             _undo(run, data)
             if run.committing and _is_committed(run, engine):
                 log.warning("the COMMIT's answer was lost, but it had happened")
+                run.committed = True
                 return
             with contextlib.suppress(Exception):
                 audit(run, control, "failure", explained(error, run))
             raise
+
+
+def _tell_late_error(run: Run, error: BaseException) -> None:
+    """Tell what went wrong after the COMMIT. Raises it again where it is to end the whole command."""
+    if not isinstance(error, Exception):
+        raise error
+    log.warning("an error after the COMMIT, which stays", exc_info=error)
+    run.emit(Notice(run.job.pipeline, f"loaded, but afterwards: {explained(error, run)}"))
 
 
 def _prepare(engine: Engine) -> str:
@@ -184,32 +209,6 @@ def _prepare(engine: Engine) -> str:
     except Exception as error:
         raise warehouse_error(error) from error
     return warehouse_id
-
-
-def _take_lock(run: Run, data: Connection) -> None:
-    """Hold the pipeline for as long as this session lives. Raises PipelineLocked, naming the holder."""
-    session = raw(data)
-    key = int.from_bytes(hashlib.sha256(run.job.pipeline.encode()).digest()[:8], signed=True)
-    session.execute(
-        "select set_config('application_name', %s, false)", (f"dw {run.id[:8]} {run.job.pipeline}"[:63],)
-    )
-    row = session.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone()
-    if not row or not row[0]:
-        holder = session.execute(
-            """
-            select split_part(application_name, ' ', 2), round(extract(epoch from now() - backend_start))
-            from pg_locks join pg_stat_activity using (pid)
-            where locktype = 'advisory' and granted and objsubid = 1
-              and (classid::bigint << 32 | objid::bigint) = %s
-            """,
-            (key,),
-        ).fetchone()
-        who = f" (run {holder[0]}, for {holder[1]} s)" if holder else ""
-        raise PipelineLocked(
-            f"{run.job.pipeline} is already running{who}",
-            hint="wait until it is done: dw status",
-        )
-    data.commit()
 
 
 def _load_and_commit(run: Run, data: Connection) -> None:
@@ -229,7 +228,7 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         _announce(run, connector, cursor)
         with open_load(raw(data), job.schema, job.table, plan) as load:
             crashpoints.reached("begin")
-            pump(run, result, load)
+            pump(run, result, load, partial(_close, connector))
             crashpoints.reached("copied")
             state = settle_cursor(run, load, state, cursor)
             note_deletions(run, connector, load)
@@ -240,7 +239,7 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         crashpoints.reached("commit")
         commit(run, data)
         crashpoints.reached("committed")
-        connector.acknowledge(run.position)
+        _acknowledge(run, connector)
         crashpoints.reached("acknowledged")
     if run.marker is not None:
         run.marker.unlink(missing_ok=True)
@@ -258,14 +257,94 @@ def lake_folder(run: Run) -> Path:
 
 @contextlib.contextmanager
 def _connected(run: Run) -> Iterator[Connector]:
-    connector = run.job.connector()
-    run.secrets = secrets_of(connector.config) if hasattr(type(connector.config), "model_fields") else []
+    """The source, connected: by the last run of this command that is done with it, or anew.
+
+    A connection is kept for the next run only when everything went well. A stream's is not: what it has
+    fetched and not acknowledged belongs to one run.
+    """
+    source, idle = run.job.source, run.job.idle
+    kept = idle.pop(source, None) if idle is not None else None
+    if kept is not None and time.monotonic() - kept.since > IDLE_SECONDS:
+        _close(kept.connector)
+        kept = None
+    connector = kept.connector if kept is not None else run.job.connector()
+    if isinstance(connector.config, BaseModel):
+        run.secrets += secrets_of(connector.config)
     try:
-        crashpoints.reached("connect")
-        connector.connect()
+        _refuse_to_lose(run, connector)
+        if kept is None:
+            crashpoints.reached("connect")
+            connector.connect()
         yield connector
-    finally:
+    except BaseException:
+        _close(connector)
+        raise
+    if idle is None or hasattr(connector.module, "acknowledge"):
+        _close(connector)
+    else:
+        mine = Idle(connector, time.monotonic())
+        if idle.setdefault(source, mine) is not mine:
+            _close(connector)
+
+
+def close_idle(idle: dict[str, Idle]) -> None:
+    """Close the connections that runs have left for the next one."""
+    while idle:
+        _close(idle.popitem()[1].connector)
+
+
+def _close(connector: Connector) -> None:
+    """Close a source. What goes wrong then changes nothing in what was read."""
+    try:
         connector.close()
+    except Exception as error:
+        log.warning("closing the source failed", exc_info=error)
+
+
+def _acknowledge(run: Run, connector: Connector) -> None:
+    """Tell the source how far the warehouse is.
+
+    Where that fails the run stays a success: the position was committed with the rows, so that what the
+    source gives again is recognised by the next read.
+    """
+    if run.position is None:
+        return
+    try:
+        connector.acknowledge(run.position)
+    except Exception as error:
+        log.warning("the source could not be told what has been loaded", exc_info=error)
+        run.emit(
+            Notice(
+                run.job.pipeline,
+                "loaded, but the source could not be told so and may give these rows again:"
+                f" {explained(error, run)}",
+            )
+        )
+
+
+def _refuse_to_lose(run: Run, connector: Connector) -> None:
+    """What has been acknowledged may be gone from the source, so that takes nothing from the table."""
+    stream = hasattr(connector.module, "acknowledge")
+    if stream and run.job.write == "replace":
+        raise ConfigError(
+            f"{run.job.pipeline}: a stream cannot be loaded with write: replace",
+            why="each run reads what is new, so the rows of earlier runs would be lost",
+            hint="write: append, or merge with a key",
+        )
+    if stream and run.job.deletes != "ignore":
+        raise ConfigError(
+            f"{run.job.pipeline}: deletes: {run.job.deletes} cannot be used with a stream",
+            why="that a message is gone from the stream does not mean that its row was deleted",
+            hint="take the line 'deletes' out of the source file",
+        )
+    forgets = getattr(connector.module, "FORGETS", False)
+    if isinstance(forgets, str):
+        forgets = bool(getattr(connector.config, forgets))
+    if forgets and run.options.full_refresh:
+        raise UsageError(
+            f"{run.job.pipeline} cannot be read again: its source drops what has been loaded",
+            hint=f"rebuild the table from the lake: dw replay {run.job.pipeline}",
+        )
 
 
 def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
@@ -348,7 +427,7 @@ def commit(run: Run, data: Connection) -> None:
     """COMMIT. An error from here on may come after it has happened."""
     run.committing = True
     data.commit()
-    run.committing = False
+    run.committed, run.committing = True, False
 
 
 def _undo(run: Run, data: Connection) -> None:

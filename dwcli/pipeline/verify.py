@@ -23,6 +23,7 @@ from dwcli.pipeline.record import Job
 from dwcli.staging.copying import listed
 from dwcli.staging.dw_schema import ADDED_COLUMNS, Table, base_type, cast_sql, read_table, type_sql, wider
 from dwcli.staging.frames import item_frame
+from dwcli.staging.history import current
 from dwcli.staging.loader import end_rows, load_frame, open_load
 from dwcli.staging.plan import Load, LoadPlan
 from dwcli.staging.state import State, read_state, receipts
@@ -134,7 +135,7 @@ def _compare(
 
 
 def _nothing_there(connection: psycopg.Connection, target: Table) -> Difference:
-    row = connection.execute(sql.SQL("select count(*) from {}").format(target.identifier)).fetchone()
+    row = connection.execute(sql.SQL("select count(*) from {} as t").format(current(target))).fetchone()
     return Difference(0, 0, int(row[0]) if row else 0, 0, 0, {})
 
 
@@ -150,7 +151,7 @@ def _by_key(job: Job, load: Load, stage: Table, target: Table, state: State) -> 
     pairs = sql.SQL(
         "select {keys}, s.found is not null as ours, t.found is not null as theirs, {newer} as newer{differ}"
         " from (select distinct on ({key}) {ours}, true as found from {stage} order by {key}, {order}) as s"
-        " full join (select {theirs}, true as found from {target}) as t on {match}"
+        " full join (select {theirs}, true as found from {target} as h) as t on {match}"
     ).format(
         keys=sql.SQL(", ").join(
             sql.SQL("coalesce(s.{0}, t.{0})::text as {0}").format(sql.Identifier(name)) for name in key
@@ -162,7 +163,7 @@ def _by_key(job: Job, load: Load, stage: Table, target: Table, state: State) -> 
         stage=stage.identifier,
         order=_newest(job, stage),
         theirs=_as(target, kinds),
-        target=target.identifier,
+        target=current(target),
         match=sql.SQL(" and ").join(sql.SQL("s.{0} = t.{0}").format(sql.Identifier(name)) for name in key),
     )
     load.connection.execute(

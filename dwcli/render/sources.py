@@ -48,9 +48,12 @@ def source_row(
 
 PROTOCOL_COLUMNS = (
     Column("PROTOCOL"),
-    Column("TITLE", optional=1),
-    Column("ALIASES", optional=2, folds=True),
+    Column("TITLE", optional=2),
+    Column("ALIASES", optional=5, folds=True),
     Column("DRIVER", folds=True),
+    Column("NEW ROWS BY", optional=1, folds=True),
+    Column("TYPES", optional=4),
+    Column("TRIED AGAINST", optional=3, folds=True),
 )
 
 
@@ -61,7 +64,15 @@ def protocol_row(record: Mapping[str, Any]) -> list[Any]:
         record["title"],
         ", ".join(record["aliases"]) or None,
         f"pip install 'dwcli[{record['extra']}]'" if record["missing"] else "ready",
+        record["incremental"],
+        record["typing"],
+        tried_against(record["tried"], record["stand_in"]),
     ]
+
+
+def tried_against(server: str | None, stand_in: str | None) -> str | None:
+    """The real server, or what stood in for it."""
+    return server or (f"stand-in: {stand_in}" if stand_in else None)
 
 
 def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], screen: int) -> RenderableType:

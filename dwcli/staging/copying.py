@@ -37,6 +37,8 @@ from dwcli.staging.frames import Types
 #: cache holds them from end to end. Messages of megabytes cost the server a fifth more.
 SLICE_ROWS = 4_096
 MESSAGE_BYTES = 64 * 1024
+#: The escape of NUL in JSON, or a pair of backslashes, which is kept: what follows it is no escape.
+ESCAPED_NUL = r"(\\\\)|\\u0000"
 #: Types whose binary form is their text.
 AS_TEXT = ("text", "varchar", "json", "xml", "citext", PROVISIONAL)
 
@@ -52,18 +54,24 @@ def holdable(frame: pl.DataFrame, declared: Types) -> tuple[pl.DataFrame, dict[s
     for name, dtype in frame.schema.items():
         column = frame[name]
         if dtype == pl.String:
-            for mark in ("\0", r"\u0000") if declared.get(name) in ("json", "jsonb") else ("\0",):
-                found = column.str.contains(mark, literal=True)
-                if found.any():
-                    changed[f"{name}: NUL removed"] = int(found.sum())
-                    column = column.str.replace_all(mark, "", literal=True)
-            if column is not frame[name]:
-                fixed.append(pl.lit(column))
+            without = _without_nul(column, declared.get(name) in ("json", "jsonb"))
+            if without is not column and (removed := int((without != column).sum())):
+                changed[f"{name}: NUL removed"] = removed
+                fixed.append(pl.lit(without))
         elif dtype == pl.Time or (isinstance(dtype, pl.Datetime | pl.Duration) and dtype.time_unit == "ns"):
             finer = int(((column.to_physical() % 1000) != 0).sum())
             if finer:
                 changed[f"{name}: nanoseconds cut"] = finer
     return (frame.with_columns(fixed) if fixed else frame), changed
+
+
+def _without_nul(column: pl.Series, json: bool) -> pl.Series:
+    """The column without NUL and, in JSON, without its escape; itself where there is none."""
+    if column.str.contains("\0", literal=True).any():
+        column = column.str.replace_all("\0", "", literal=True)
+    if json and column.str.contains(r"\u0000", literal=True).any():
+        column = column.str.replace_all(ESCAPED_NUL, "${1}")
+    return column
 
 
 @dataclass

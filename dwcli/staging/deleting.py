@@ -15,6 +15,7 @@ from psycopg import sql
 
 from dwcli.staging.copying import copy_frame, create_temporary, end_copy
 from dwcli.staging.dw_schema import DELETED_AT, Table, add_column, cast_sql, type_sql
+from dwcli.staging.history import current, is_kept, moment
 from dwcli.staging.merging import key_columns
 from dwcli.staging.plan import Load
 
@@ -34,7 +35,7 @@ def find_gone(load: Load, keys: Table, mode: str) -> tuple[pl.DataFrame, int]:
         sql.SQL("k.{} = t.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in key
     )
     marked = sql.SQL("t.{} is not null").format(sql.Identifier(DELETED_AT))
-    if mode != "soft" or DELETED_AT not in target.columns:
+    if mode != "soft" or DELETED_AT not in target.columns or is_kept(target):
         marked = sql.SQL("false").format()
     listed = sql.SQL(", ").join(sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in key)
     load.connection.execute(sql.SQL("analyze {}").format(keys.identifier))
@@ -53,12 +54,12 @@ def find_gone(load: Load, keys: Table, mode: str) -> tuple[pl.DataFrame, int]:
             ),
             keys=keys.identifier,
             there=there,
-            target=target.identifier,
+            target=current(target),
             marked=marked,
         )
     ).fetchall()
     alive = load.connection.execute(
-        sql.SQL("select count(*) from {} as t where not ({})").format(target.identifier, marked)
+        sql.SQL("select count(*) from {} as t where not ({})").format(current(target), marked)
     ).fetchone()
     assert alive is not None
     schema = {**dict.fromkeys(key, pl.String), GONE: pl.Boolean}
@@ -78,7 +79,10 @@ def delete_gone(load: Load) -> int:
         sql.SQL("t.{0} = g.{0}::{1}").format(sql.Identifier(name), type_sql(load.target.columns[name]))
         for name in key
     )
-    removed = _mark(load, load.target, match) if mode == "soft" else _delete(load, load.target, match)
+    if is_kept(load.target):
+        removed = _close(load, load.target, match)
+    else:
+        removed = _mark(load, load.target, match) if mode == "soft" else _delete(load, load.target, match)
     load.connection.execute(sql.SQL("drop table dw_gone").format())
     return removed
 
@@ -88,6 +92,17 @@ def _delete(load: Load, target: Table, match: sql.Composed) -> int:
     return load.connection.execute(statement.format(target.identifier, match)).rowcount
 
 
+def _close(load: Load, target: Table, match: sql.Composed) -> int:
+    """End the last version of a row that is gone; when it comes back, another begins."""
+    statement = sql.SQL(
+        "update {} as t set _valid_to = greatest({}, t._valid_from), _is_current = false from dw_gone as g"
+        " where g.gone and t._is_current and {}"
+    )
+    return load.connection.execute(
+        statement.format(target.identifier, sql.Literal(moment(load)), match)
+    ).rowcount
+
+
 def _mark(load: Load, target: Table, match: sql.Composed) -> int:
     if DELETED_AT not in target.columns:
         load.changes.append(add_column(load.connection, target, DELETED_AT, "timestamptz", load.plan.run_id))
@@ -95,8 +110,8 @@ def _mark(load: Load, target: Table, match: sql.Composed) -> int:
     statement = sql.SQL("update {} as t set {} = {} from dw_gone as g where {} and {}")
     mark = sql.Identifier(DELETED_AT)
     back, went = (
-        statement.format(target.identifier, mark, sql.SQL(value), sql.SQL(which), match)
-        for value, which in (("null", "not g.gone"), ("now()", "g.gone"))
+        statement.format(target.identifier, mark, value, sql.SQL(which), match)
+        for value, which in ((sql.SQL("null"), "not g.gone"), (sql.Literal(moment(load)), "g.gone"))
     )
     load.connection.execute(back)
     return load.connection.execute(went).rowcount

@@ -43,7 +43,10 @@ ADDED_COLUMNS = {
 RUN_COLUMNS = ("_loaded_at", "_ingested_at", "_run_id")
 #: When a row was found to be gone from the source, in tables of pipelines with `deletes: soft`.
 DELETED_AT = "_deleted_at"
-OWN_COLUMNS = (*ADDED_COLUMNS, DELETED_AT)
+#: From when, and until when, a row was so, in tables of pipelines with `write: scd2`.
+VALID_FROM, VALID_TO, IS_CURRENT = "_valid_from", "_valid_to", "_is_current"
+HISTORY_COLUMNS = {VALID_FROM: "timestamptz", VALID_TO: "timestamptz", IS_CURRENT: "boolean"}
+OWN_COLUMNS = (*ADDED_COLUMNS, DELETED_AT, *HISTORY_COLUMNS)
 
 # -- types --------------------------------------------------------------------------------------------
 
@@ -265,7 +268,13 @@ def transaction(engine: Engine | Connection) -> Iterator[Connection]:
 
 
 def raw(connection: Connection) -> psycopg.Connection:
-    """The psycopg connection beneath a SQLAlchemy one."""
+    """The psycopg connection beneath a SQLAlchemy one.
+
+    What is done with it belongs to the transaction that the SQLAlchemy connection knows of, which begins
+    here as it would with a statement: else its commit and rollback would do nothing.
+    """
+    if not connection.in_transaction():
+        connection.begin()
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     return driver
@@ -619,6 +628,15 @@ def note_columns(connection: psycopg.Connection, table: Table) -> None:
             " is distinct from (excluded.column_name, excluded.provisional)",
             rows,
         )
+
+
+def note_added(
+    connection: psycopg.Connection, table: Table, words: str, ddl: sql.Composed, run_id: str | None
+) -> list[Change]:
+    """Keep one DDL of dw's own columns, and give it as the change it is."""
+    changes = [Change(words, ddl)]
+    note_changes(connection, table, changes, run_id)
+    return changes
 
 
 def note_changes(

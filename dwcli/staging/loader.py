@@ -25,6 +25,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy import text as sql_text
 
 from dwcli import crashpoints
+from dwcli.contract import KEYED
 from dwcli.errors import LakeError, SchemaRefused
 from dwcli.log import get_logger
 from dwcli.staging.audit import merged_counts
@@ -49,8 +50,17 @@ from dwcli.staging.dw_schema import (
     transaction,
 )
 from dwcli.staging.frames import Types, settle
-from dwcli.staging.merging import append_past_boundary, key_columns, merge, merge_in_place, refuse_null_keys
+from dwcli.staging.history import add_versions, begin_history
+from dwcli.staging.merging import (
+    append_past_boundary,
+    create_unique,
+    keep_newest,
+    key_columns,
+    merge,
+    refuse_null_keys,
+)
 from dwcli.staging.plan import Counts, Load, LoadPlan
+from dwcli.staging.rejecting import conform, may_refuse
 from dwcli.staging.writer import read_types
 
 #: How long a change of a table waits for its readers before it gives up.
@@ -148,6 +158,9 @@ def load_frame(load: Load, frame: pl.DataFrame, declared: Types, label: str, ing
     frame, declared = settle(frame, dict(declared))
     frame, changed = holdable(frame, declared)
     load.values_changed = merged_counts([load.values_changed, changed])
+    if may_refuse(load):
+        end_rows(load)
+        frame, declared = conform(load, frame, frame_types(frame, declared), label)
     types = frame_types(frame, declared) | {
         name: canonical(kind) for name, kind in load.plan.overrides.items() if name in frame.columns
     }
@@ -209,14 +222,14 @@ def _is_staged(load: Load) -> bool:
     """Whether rows wait in a temporary table until all have arrived."""
     if load.target is None:
         return False
-    if load.plan.write == "merge":
+    if load.plan.write in KEYED:
         return True
     return load.plan.write == "append" and load.plan.cursor is not None and load.plan.boundary is not None
 
 
 def _ensure_target(load: Load, types: Types, frame: pl.DataFrame | None) -> Table:
     plan = load.plan
-    if load.target is None or load.plan.contract == "evolve":
+    if load.target is None or load.plan.contract != "freeze":
         if load.target is None:
             table, changes = ensure_table(
                 load.connection, load.schema, load.table, types, frame, plan.run_id, complete=False
@@ -291,7 +304,7 @@ def finish_load(load: Load) -> Counts:
         load.deleted += _delete_replaced(load)
         counts = _meet_target(load)
         gone = delete_gone(load)
-        return replace(counts, deleted=load.deleted + gone)
+        return replace(counts, deleted=load.deleted + gone, rejected=load.rejected)
 
 
 def _meet_target(load: Load) -> Counts:
@@ -299,8 +312,22 @@ def _meet_target(load: Load) -> Counts:
         return Counts(0, 0, 0, 0)
     if load.sink.schema == "":
         return _finish_staged(load)
-    removed = merge_in_place(load, load.sink) if load.plan.write == "merge" else 0
+    removed = 0
+    if load.plan.write in KEYED:
+        removed = _settle_in_place(load, load.sink)
     return Counts(load.rows, load.rows - removed, 0, 0)
+
+
+def _settle_in_place(load: Load, table: Table) -> int:
+    """One row for each key in a table that nobody has seen yet. Returns how many rows went."""
+    key = key_columns(load, table)
+    refuse_null_keys(load, table, key)
+    removed = keep_newest(load, table, key)
+    if load.plan.write == "scd2":
+        load.target = load.sink = begin_history(load, table, key)
+    else:
+        create_unique(load, table, key)
+    return removed
 
 
 def _delete_replaced(load: Load) -> int:
@@ -329,12 +356,13 @@ def _finish_staged(load: Load) -> Counts:
     assert stage is not None and load.target is not None
     types = {source: stage.columns[column] for source, column in stage.names.items()}
     load.target = _ensure_target(load, types, None)
-    if load.plan.write == "merge":
+    if load.plan.write in KEYED:
         key = key_columns(load, stage)
         refuse_null_keys(load, stage, key)
         if load.plan.fresh:
             load.deleted += _delete_all(load)
-        inserted, updated = merge(load, stage, key)
+        meet = add_versions if load.plan.write == "scd2" else merge
+        inserted, updated = meet(load, stage, key)
     else:
         inserted, updated = append_past_boundary(load, stage), 0
     load.connection.execute(sql.SQL("drop table {}").format(stage.identifier))

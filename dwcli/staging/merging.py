@@ -85,19 +85,39 @@ def _update_action(
         return sql.SQL("do nothing")
     sets = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in updates]
     sets.append(sql.Composed([sql.SQL("_loaded_at = now()")]))
-    differs = [
-        sql.SQL("old.{0}{1} is distinct from excluded.{0}{1}").format(
-            sql.Identifier(name), sql.SQL(_comparable(target.columns[name]))
-        )
-        for name in values
-    ]
-    condition = sql.SQL("({})").format(sql.SQL(" or ").join(differs))
-    if load.plan.cursor and load.plan.cursor in stage.names:
-        # A row that was read late must not put back what a newer run has written.
-        condition = sql.SQL("{0} and (old.{1} <= excluded.{1} or (old.{1} <= excluded.{1}) is null)").format(
-            condition, sql.Identifier(stage.names[load.plan.cursor])
-        )
+    condition = not_older(load, stage, differs(target, values, "excluded"), "excluded")
     return sql.SQL("do update set {} where {}").format(sql.SQL(", ").join(sets), condition)
+
+
+def matching(key: Sequence[str]) -> sql.Composed:
+    """`old` and `new` have the same key."""
+    return sql.SQL(" and ").join(sql.SQL("old.{0} = new.{0}").format(sql.Identifier(name)) for name in key)
+
+
+def differs(target: Table, values: Sequence[str], new: str = "new") -> sql.Composed:
+    """Whether a row `new` has other values than `old`, which is the target's."""
+    if not values:
+        return sql.SQL("{}").format(sql.SQL("false"))
+    return sql.SQL("({})").format(
+        sql.SQL(" or ").join(
+            sql.SQL("old.{0}{1} is distinct from {2}.{0}{1}").format(
+                sql.Identifier(name), sql.SQL(_comparable(target.columns[name])), sql.SQL(new)
+            )
+            for name in values
+        )
+    )
+
+
+def not_older(load: Load, stage: Table, condition: sql.Composed, new: str = "new") -> sql.Composed:
+    """The condition, and that `new` is not older than `old` by the cursor.
+
+    A row that was read late must not put back what a newer run has written.
+    """
+    if not load.plan.cursor or load.plan.cursor not in stage.names:
+        return condition
+    return sql.SQL("({0} and (old.{1} <= {2}.{1} or (old.{1} <= {2}.{1}) is null))").format(
+        condition, sql.Identifier(stage.names[load.plan.cursor]), sql.SQL(new)
+    )
 
 
 def _comparable(kind: str) -> str:
@@ -122,10 +142,12 @@ def _ensure_unique(load: Load, target: Table, key: Sequence[str]) -> None:
         create_unique(load, target, key)
 
 
-def create_unique(load: Load, target: Table, key: Sequence[str]) -> None:
-    name = fold_name(f"{target.name}_{'_'.join(key)}_dw_key")
-    statement = sql.SQL("create unique index if not exists {} on {} ({})").format(
-        sql.Identifier(name), target.identifier, listed(key)
+def create_unique(load: Load, target: Table, key: Sequence[str], only: str = "") -> None:
+    """A unique index on the key; `only`: of those rows where this column is true."""
+    name = fold_name(f"{target.name}_{'_'.join(key)}_dw_{only.strip('_') or 'key'}")
+    where = sql.SQL(" where {}").format(sql.Identifier(only)) if only else sql.SQL("")
+    statement = sql.SQL("create unique index if not exists {} on {} ({}){}").format(
+        sql.Identifier(name), target.identifier, listed(key), where
     )
     try:
         load.connection.execute(statement)
@@ -136,18 +158,14 @@ def create_unique(load: Load, target: Table, key: Sequence[str]) -> None:
         ) from error
 
 
-def merge_in_place(load: Load, table: Table) -> int:
-    """Keep the newest row of each key in a table that nobody has seen yet. Returns how many went."""
-    key = key_columns(load, table)
-    refuse_null_keys(load, table, key)
-    removed = load.connection.execute(
+def keep_newest(load: Load, table: Table, key: Sequence[str]) -> int:
+    """Keep the newest row of each key, and delete the others. Returns how many went."""
+    return load.connection.execute(
         sql.SQL(
             "delete from {table} where ctid in (select ctid from (select ctid, row_number() over"
             " (partition by {key} order by {order}) as place from {table}) as numbered where place > 1)"
         ).format(table=table.identifier, key=listed(key), order=_newest_first(load, table, key))
     ).rowcount
-    create_unique(load, table, key)
-    return removed
 
 
 def append_past_boundary(load: Load, stage: Table) -> int:

@@ -9,7 +9,7 @@ from datetime import datetime
 import polars as pl
 import psycopg
 
-from dwcli.contract import WriteDisposition
+from dwcli.contract import Contract, WriteDisposition
 from dwcli.staging.copying import OpenCopy
 from dwcli.staging.dw_schema import Change, Table
 
@@ -30,7 +30,9 @@ class LoadPlan:
     boundary: str | None = None
     run_id: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
-    contract: str = "evolve"
+    contract: Contract = "evolve"
+    #: rows that may be set aside; None: none of them, or any number with `discard_row`
+    max_rejects: int | None = None
     fresh: bool = False
 
 
@@ -45,6 +47,7 @@ class Load:
     target: Table | None
     sink: Table | None = None
     rows: int = 0
+    rejected: int = 0
     deleted: int = 0
     changes: list[Change] = field(default_factory=list)
     values_changed: dict[str, int] = field(default_factory=dict)
@@ -67,3 +70,5 @@ class Counts:
     inserted: int
     updated: int
     deleted: int
+    #: set aside in etl_rejects; none of them is in `rows`
+    rejected: int = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from dwcli.errors import WarehouseError
+from dwcli.errors import UsageError, WarehouseError
 from dwcli.staging.audit import LOCK_KEY
 
 #: The form of dw's own tables. A warehouse with a higher number belongs to a newer dw.
@@ -80,6 +80,44 @@ def read_state(connection: psycopg.Connection, pipeline_name: str) -> State:
         (pipeline_name,),
     ).fetchone()
     return State(found[0], found[1], found[2] or "", found[3]) if found else State()
+
+
+def states(connection: psycopg.Connection) -> dict[str, dict[str, Any]]:
+    """How far every pipeline has come that ever ran: the columns of etl_state, by pipeline."""
+    if connection.execute("select to_regclass('etl_state')").fetchone() == (None,):
+        return {}
+    fields = ("cursor_column", "cursor_value", "cursor_type", "position", "run_id", "updated_at")
+    rows = connection.execute(f"select pipeline_name, {', '.join(fields)} from etl_state")  # noqa: S608
+    return {row[0]: dict(zip(fields, row[1:], strict=True)) for row in rows}
+
+
+def forget_state(connection: psycopg.Connection, pipeline_name: str) -> None:
+    """Forget how far a pipeline has come: its next run reads everything."""
+    connection.execute("delete from etl_state where pipeline_name = %s", (pipeline_name,))
+
+
+def set_cursor(connection: psycopg.Connection, pipeline_name: str, value: str) -> str:
+    """Move a pipeline's cursor to a value of its type. Returns the value as PostgreSQL spells it.
+
+    What the source keeps as its position beside the cursor is forgotten. Raises UsageError for a value
+    that is none of the type.
+    """
+    from psycopg import sql
+
+    from dwcli.staging.dw_schema import type_sql
+
+    kind = read_state(connection, pipeline_name).type or "text"
+    try:
+        found = connection.execute(sql.SQL("select %s::{}::text").format(type_sql(kind)), (value,)).fetchone()
+    except psycopg.DataError as error:
+        raise UsageError(f"'{value}' is no {kind}", why=error.diag.message_primary or "") from None
+    assert found is not None
+    connection.execute(
+        "update etl_state set cursor_value = %s, position = null, updated_at = now()"
+        " where pipeline_name = %s",
+        (found[0], pipeline_name),
+    )
+    return str(found[0])
 
 
 def write_state(connection: psycopg.Connection, pipeline_name: str, run_id: str, state: State) -> None:

@@ -32,6 +32,9 @@ from dwcli.staging.frames import Types, item_frame
 TYPES_KEY = "dw.types"
 MANIFEST = ".manifest.json"
 OPEN = ".open"
+REFUSED = ".refused"
+#: The manifest's key for the checksum of all the others.
+CHECKSUM = "checksum"
 TEMPORARY = ".tmp"
 
 log = get_logger(__name__)
@@ -204,16 +207,25 @@ def staged_file(path: Path, rows: int) -> StagedFile:
 
 def write_manifest(manifest: Manifest, path: Path) -> Path:
     """Write the manifest, which makes its files a snapshot. Durable when this returns."""
+    data = asdict(manifest)
+    data |= {CHECKSUM: _checksum(data)}
     with _temporary(path) as temporary:
-        temporary.write_text(json.dumps(asdict(manifest), ensure_ascii=False, indent=1), "utf-8")
+        temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1), "utf-8")
         crashpoints.reached("manifest_written")
     return path
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    """The checksum of what a manifest says, whatever its spaces."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest. Raises LakeError when it is damaged or of an unknown form."""
     try:
         data = json.loads(path.read_text("utf-8"))
+        if data.pop(CHECKSUM) != _checksum(data):
+            raise ValueError("its checksum differs: it is not what was written")
         data["files"] = tuple(StagedFile(**entry) for entry in data["files"])
         data["gone"] = StagedFile(**data["gone"]) if data.get("gone") else None
         data["key"], data["replaces"] = tuple(data["key"]), tuple(data["replaces"])
@@ -263,12 +275,25 @@ def open_snapshot(folder: Path, stem: str) -> Path:
 
 def discard_snapshot(marker: Path) -> int:
     """Remove the files of a snapshot that was begun and never finished. Returns how many."""
-    stem = marker.name.removesuffix(OPEN)
-    unfinished = [] if marker.with_name(stem + MANIFEST).exists() else list(marker.parent.glob(f"{stem}_*"))
-    for path in unfinished:
+    paths = unfinished(marker)
+    for path in [*paths, marker]:
         path.unlink(missing_ok=True)
-    marker.unlink(missing_ok=True)
-    return len(unfinished)
+    return len(paths)
+
+
+def unfinished(marker: Path) -> list[Path]:
+    """The files of a snapshot that was begun; of one that has its manifest, only what is half written."""
+    stem = marker.name.removesuffix(OPEN)
+    whole = marker.with_name(stem + MANIFEST)
+    half = whole.with_name(whole.name + TEMPORARY)
+    return [] if whole.exists() else [*marker.parent.glob(f"{stem}_*"), *([half] if half.exists() else [])]
+
+
+def set_aside(manifest: Path) -> None:
+    """Take a snapshot that cannot be trusted out of the lake, files and all; nothing of it is removed."""
+    stem = manifest.name.removesuffix(MANIFEST)
+    for path in [*manifest.parent.glob(f"{stem}_*"), manifest]:
+        path.rename(path.with_name(path.name + REFUSED))
 
 
 def sweep(folder: Path) -> int:

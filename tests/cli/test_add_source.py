@@ -58,8 +58,40 @@ def test_a_cursor_that_sees_only_new_rows_appends_them():
     assert write_for(resource, ("id",), "id") == "append"
 
 
-def test_files_and_topics_keep_their_own_place():
-    assert propose("t", Resource("t", kind="file")).write == "append"
+@pytest.mark.parametrize(
+    ("kind", "key", "write", "words"),
+    [
+        ("file", (), "append", "its own place (new and changed files)"),
+        ("topic", ("partition", "offset"), "append", "its own place (offsets)"),
+        ("queue", (), "append", "its own place (what was acknowledged)"),
+        ("queue", ("message_id",), "merge", "its own place (what was acknowledged)"),
+        ("stream", ("id",), "merge", "its own place"),
+        ("table", (), "replace", "no sure cursor: everything is read each run"),
+    ],
+)
+def test_files_and_streams_keep_their_own_place(kind: str, key: tuple[str, ...], write: str, words: str):
+    plan = propose("t", Resource("t", kind=kind, primary_key=key, key_reason="why"))
+    assert (plan.write, plan.why[-1]) == (write, words)
+
+
+def test_a_stream_is_asked_for_no_cursor_and_offered_no_replace(monkeypatch, capsys):
+    from dwcli.cli import _wizard
+
+    offered: list[str] = []
+    labels: list[str] = []
+
+    def choose(question: str, options: list[tuple[str, str]], usual: str) -> str:
+        offered.extend(value for value, _ in options)
+        labels.extend(label for _, label in options)
+        return usual
+
+    monkeypatch.setattr(_wizard.prompts, "choose", choose)
+    topic = Resource("t", kind="topic", primary_key=("offset",))
+    assert _wizard._ask_cursor(topic, None) is None and not offered
+    assert _wizard._ask_write(topic, ("offset",), None) == "append" and "replace" not in offered
+    assert "its own place (offsets)" in capsys.readouterr().err
+    _wizard._ask_cursor(Resource("f", kind="file"), None)
+    assert labels[-1] == "none      its own place (new and changed files)"
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,35 @@ def test_protocols_say_whether_their_driver_is_there(dw, tmp_path):
     found = {row["PROTOCOL"]: row for row in rows_of(dw("sources", "--protocols", cwd=tmp_path).stdout)}
     assert found["sqlite"]["DRIVER"] == "ready"
     assert "postgresql" in found["postgres"]["ALIASES"]
+    assert (found["mysql"]["TYPES"], found["mysql"]["NEW ROWS BY"]) == ("declared", "a cursor column")
+    assert all(row["TRIED AGAINST"] for row in found.values())
+
+
+def test_protocols_as_json_name_the_extra_of_each(dw, tmp_path):
+    found = {
+        row["protocol"]: row
+        for row in json.loads(dw("sources", "--protocols", "--json", cwd=tmp_path).stdout)
+    }
+    assert found["mysql"] == {
+        "protocol": "mysql",
+        "title": "MySQL or MariaDB",
+        "aliases": ["mariadb"],
+        "extra": "mysql",
+        "missing": [],
+        "incremental": "a cursor column",
+        "typing": "declared",
+        "streaming": True,
+        "tried": "MariaDB 10.11",
+        "stand_in": None,
+    }
+    assert found["sqlite"]["extra"] is None
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_protocols_fit_the_screen(terminal, tmp_path, columns):
+    lines = on_screen(terminal("sources", "--protocols", "--no-color", width=columns))
+    assert any("sqlite" in line for line in lines)
+    assert max(width(line) for line in lines) <= columns
 
 
 @pytest.mark.parametrize("columns", [40, 80, 160])

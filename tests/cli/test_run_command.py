@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pexpect
 import psycopg
@@ -71,6 +72,17 @@ def test_what_ran_is_known_without_the_warehouse_and_to_tab(dw, shop):
     assert "nowhere" in last["broken.missing"]["error"]
     kept = json.loads((shop / ".dw" / "complete.json").read_text("utf-8"))
     assert len(kept["runs"]) == 2
+
+
+def test_each_run_leaves_a_log_without_the_warehouses_password(dw, shop, warehouse_url):
+    done = dw("run", "orders", "customers", cwd=shop)
+    ids = {run["run_id"] for run in json.loads(done.stdout)["runs"]}
+    logs = {path.stem: path.read_text("utf-8") for path in (shop / ".dw" / "logs").glob("*.log")}
+    assert logs.keys() == ids
+    password = urlsplit(warehouse_url).password
+    for text in logs.values():
+        assert json.loads(text.splitlines()[-1])["status"] == "success"
+        assert not password or password not in text
 
 
 def test_without_a_name_and_a_terminal_it_lists_the_names(dw, shop):

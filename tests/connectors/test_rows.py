@@ -54,6 +54,15 @@ def test_python_values_keep_their_type_or_widen_it(values, wanted, type, expecte
     assert (filled.type, filled.series.to_list()) == (type, expected)
 
 
+def test_a_column_without_a_name_keeps_it():
+    columns = [RowColumn("", typed("bigint")), RowColumn("column_0", typed("text"))]
+    (item,) = items(reader([(1, "a")]), columns, 10**6)
+    assert item.payload.to_dicts() == [{"": 1, "column_0": "a"}]
+    assert item.types == {"": "bigint", "column_0": "text"}
+    (item,) = items(reader([]), columns, 10**6)
+    assert item.payload.columns == ["", "column_0"]
+
+
 def test_naive_and_aware_times_become_the_same_instant():
     berlin = datetime.timezone(datetime.timedelta(hours=1))
     naive = datetime.datetime(2024, 1, 1, 12)

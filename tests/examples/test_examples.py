@@ -84,7 +84,7 @@ def test_rest_api_to_dw_keeps_nested_json_as_jsonb(run_example, warehouse, tmp_p
     assert value(warehouse, "SELECT pg_typeof(lines)::text FROM api_orders LIMIT 1") == "jsonb"
     assert value(warehouse, "SELECT sum(jsonb_array_length(lines)) FROM api_orders") == 250
     assert value(warehouse, "SELECT rows_loaded FROM etl_audit_log WHERE status = 'success'") == 250
-    assert len(list(tmp_path.glob("lake/http/orders_api/*/*.parquet"))) == 3
+    assert len(list(tmp_path.glob("lake/http/orders_api/*/*.parquet"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,11 @@ class Source:
     answer: Callable[[Cursor], Iterable[IngestedItem]]
     asked: list[Cursor] = field(default_factory=list)
     acknowledged: list[Any] = field(default_factory=list)
+    connected: int = 0
+    #: whether it wants to know what is in the warehouse
+    stream: bool = False
+    #: whether it drops what has been acknowledged
+    forgets: bool = False
     closed: int = 0
 
     def connector(self) -> Connector:
@@ -34,16 +39,22 @@ class Source:
             self.asked.append(cursor)
             yield from self.answer(cursor)
 
+        def connect(config: Any) -> object:
+            self.connected += 1
+            return object()
+
         def close(client: Any) -> None:
             self.closed += 1
 
         module = SimpleNamespace(
-            connect=lambda config: object(),
+            connect=connect,
             describe=lambda client, query: Resource(query),
             read=read,
             close=close,
-            acknowledge=lambda client, position: self.acknowledged.append(position),
+            FORGETS=self.forgets,
         )
+        if self.stream:
+            module.acknowledge = lambda client, position: self.acknowledged.append(position)
         return Connector("values", SimpleNamespace(), module)  # type: ignore[arg-type]
 
 

@@ -13,8 +13,12 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 
+import dwcli.ahead
+from dwcli.connectors import Connector
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.errors import (
+    ConfigError,
+    ConnectionFailed,
     DwError,
     KeyRefused,
     PipelineLocked,
@@ -22,11 +26,13 @@ from dwcli.errors import (
     SchemaRefused,
     SourceData,
     SourceError,
+    UsageError,
 )
-from dwcli.events import BatchLoaded, RunFinished, SchemaChanged
-from dwcli.pipeline.record import Job, RunOptions
-from dwcli.pipeline.runner import attempt
+from dwcli.events import BatchLoaded, Event, Notice, RunFinished, SchemaChanged
+from dwcli.pipeline.record import Idle, Job, RunOptions
+from dwcli.pipeline.runner import attempt, close_idle
 from dwcli.staging.writer import read_manifest, snapshots
+from dwcli.warehouse.engine import make_engine
 from tests.pipeline.runs import Source, batches, rows_of, run
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -541,12 +547,163 @@ def test_old_snapshots_leave_the_lake_once_they_are_loaded(warehouse_url: str, l
 def test_a_position_commits_with_the_rows_and_is_acknowledged_after(
     warehouse_url: str, warehouse: Any, lake: Path
 ) -> None:
-    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position={"offset": 7})])
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position={"offset": 7})], stream=True)
     run(warehouse_url, lake, source)
     run(warehouse_url, lake, source)
 
     assert source.acknowledged == [{"offset": 7}, {"offset": 7}]
     assert [cursor.position for cursor in source.asked] == [None, {"offset": 7}]
+
+
+def offsets(broken: bool) -> Source:
+    """A stream of the offsets 1 to 3 that gives what lies behind the position it is given."""
+
+    def answer(cursor: Cursor) -> list[IngestedItem]:
+        begin = cursor.position["offset"] if cursor.position else 0
+        rows = [{"offset": number} for number in range(begin + 1, 4)]
+        return [IngestedItem(payload=rows, position={"offset": 3})] if rows else []
+
+    source = Source(answer, stream=True)
+    made = source.connector
+
+    def connector() -> Connector:
+        connector = made()
+        if broken:
+
+            def acknowledge(client: Any, position: Any) -> None:
+                raise ConnectionFailed("the broker is gone", "lost")
+
+            connector.module.acknowledge = acknowledge
+        return connector
+
+    source.connector = connector  # type: ignore[method-assign]
+    return source
+
+
+def test_a_failed_acknowledgement_leaves_the_run_a_success(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    outcome = run(warehouse_url, lake, offsets(broken=True))
+
+    assert outcome.error is None and outcome.result["status"] == "success"
+    assert outcome.result["rows_loaded"] == 3
+    assert rows_of(warehouse, "select status, rows_loaded from etl_audit_log") == [("success", 3)]
+    assert any("the broker is gone" in e.text for e in outcome.events if isinstance(e, Notice))
+    assert len(list(lake.rglob("*.parquet"))) == 1
+
+    again = run(warehouse_url, lake, offsets(broken=False))
+    assert again.result["status"] == "success" and again.result["rows_loaded"] == 0
+    assert rows_of(warehouse, 'select "offset" from t order by 1') == [(1,), (2,), (3,)]
+
+
+def test_a_signal_after_the_commit_ends_the_command_and_not_the_run(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    source = offsets(broken=False)
+    made = source.connector
+
+    def connector() -> Connector:
+        def acknowledge(client: Any, position: Any) -> None:
+            raise KeyboardInterrupt
+
+        connector = made()
+        connector.module.acknowledge = acknowledge
+        return connector
+
+    source.connector = connector  # type: ignore[method-assign]
+    outcome = run(warehouse_url, lake, source)
+
+    assert isinstance(outcome.error, KeyboardInterrupt)
+    assert outcome.result["status"] == "success"
+    assert rows_of(warehouse, "select status from etl_audit_log") == [("success",)]
+    assert rows_of(warehouse, "select count(*) from t") == [(3,)]
+
+
+def test_a_source_without_a_position_is_not_told_anything(warehouse_url: str, lake: Path) -> None:
+    source = batches([{"id": 1}])
+    source.stream = True
+    run(warehouse_url, lake, source)
+    assert source.acknowledged == []
+
+
+def test_a_source_that_cannot_be_closed_does_not_make_a_failure(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    source = batches([{"id": 1}])
+    made = source.connector
+
+    def connector() -> Connector:
+        def close(client: Any) -> None:
+            raise OSError("already gone")
+
+        connector = made()
+        connector.module.close = close
+        return connector
+
+    source.connector = connector  # type: ignore[method-assign]
+    assert run(warehouse_url, lake, source).result["status"] == "success"
+    assert rows_of(warehouse, "select status from etl_audit_log") == [("success",)]
+
+
+# -- one connection for several pipelines -------------------------------------------------------------
+
+
+def test_pipelines_of_a_source_share_its_connection(warehouse_url: str, lake: Path) -> None:
+    source, idle = batches([{"id": 1}]), {}
+    for name in ("s.a", "s.b", "s.c"):
+        run(warehouse_url, lake, source, pipeline=name, lake_name=name, table=name[-1], idle=idle)
+    assert (source.connected, source.closed, len(idle)) == (1, 0, 1)
+    close_idle(idle)
+    assert (source.closed, idle) == (1, {})
+
+
+def test_a_connection_is_made_anew_after_a_failure_a_long_wait_and_for_a_stream(
+    warehouse_url: str, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(cursor: Cursor) -> list[IngestedItem]:
+        raise SourceData("broken")
+
+    idle: dict[str, Idle] = {}
+    failing = Source(fail)
+    assert run(warehouse_url, lake, failing, idle=idle).result["status"] == "failure"
+    assert (failing.closed, idle) == (1, {})
+
+    stream = batches([{"id": 1}])
+    stream.stream = True
+    run(warehouse_url, lake, stream, idle=idle)
+    assert (stream.closed, idle) == (1, {})
+
+    monkeypatch.setattr("dwcli.pipeline.runner.IDLE_SECONDS", -1.0)
+    source = batches([{"id": 1}])
+    run(warehouse_url, lake, source, idle=idle)
+    run(warehouse_url, lake, source, idle=idle)
+    assert (source.connected, source.closed) == (2, 1)
+    close_idle(idle)
+
+
+def test_a_stream_is_not_replaced(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    """What is acknowledged may be gone from the source: the next run would replace it by nothing."""
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True)
+    error = run(warehouse_url, lake, source, write="replace").error
+
+    assert isinstance(error, ConfigError) and "write: append" in error.hint
+    assert not source.asked and not source.acknowledged
+
+
+def test_a_message_that_is_gone_deletes_no_row(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True)
+    error = run(warehouse_url, lake, source, write="merge", key=("id",), deletes="soft").error
+
+    assert isinstance(error, ConfigError) and not source.asked
+
+
+def test_what_a_source_forgets_is_not_read_again(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    source = Source(lambda cursor: [IngestedItem(payload=[{"id": 1}], position=1)], stream=True, forgets=True)
+    assert run(warehouse_url, lake, source).error is None
+    again = run(warehouse_url, lake, source, RunOptions(full_refresh=True)).error
+
+    assert isinstance(again, UsageError) and "dw replay s.p" in again.hint
+    assert len(source.asked) == 1 and rows_of(warehouse, "select id from t") == [(1,)]
 
 
 def test_rows_that_a_batch_replaces_go_in_the_same_transaction(
@@ -572,3 +729,36 @@ def test_events_tell_each_batch_and_the_end(warehouse_url: str, lake: Path) -> N
     assert [event.rows for event in outcome.events if isinstance(event, BatchLoaded)] == [1, 1]
     assert isinstance(outcome.events[-1], RunFinished)
     assert outcome.events[-1].result == outcome.result
+
+
+def test_a_run_that_ends_does_not_wait_for_a_silent_source(
+    warehouse_url: str, warehouse: Any, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is closed, which ends its read, before anybody waits for the thread that reads."""
+    monkeypatch.setattr(dwcli.ahead, "JOIN_SECONDS", 3600)
+    closed, reading, ends = threading.Event(), threading.Event(), list[bool]()
+
+    def answer(cursor: Cursor) -> Iterator[IngestedItem]:
+        yield IngestedItem(payload=[{"id": 1}])
+        reading.set()
+        ends.append(closed.wait(20))
+        raise OSError("closed")
+
+    source = Source(answer)
+    connector = source.connector()
+    connector.module.close = lambda client: closed.set()  # type: ignore[attr-defined]
+    source.connector = lambda: connector  # type: ignore[method-assign]
+
+    def stop(event: Event) -> None:
+        if isinstance(event, BatchLoaded):
+            assert reading.wait(60)
+            raise KeyboardInterrupt
+
+    job = Job("s.p", "s", "s.p", source.connector, "q", "public", "t", lake)
+    engine = make_engine(warehouse_url)
+    try:
+        _, error = attempt(job, engine, RunOptions(), stop)
+    finally:
+        engine.dispose()
+    assert isinstance(error, KeyboardInterrupt)
+    assert ends == [True]

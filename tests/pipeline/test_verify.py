@@ -27,21 +27,8 @@ def loaded(warehouse_url: str, lake: Path) -> None:
     assert outcome.error is None
 
 
-def without_acknowledge(source: Source) -> Source:
-    """A source that can be read twice."""
-    make = source.connector
-
-    def connector() -> Any:
-        made = make()
-        del made.module.acknowledge
-        return made
-
-    source.connector = connector  # type: ignore[method-assign]
-    return source
-
-
 def test_what_is_the_same_is_said_to_be(loaded: None, warehouse: Any, lake: Path) -> None:
-    found = findings(warehouse, lake, without_acknowledge(batches(ROWS)))
+    found = findings(warehouse, lake, batches(ROWS))
     assert {part: finding.ok for part, finding in found.items()} == {
         "lake": True,
         "receipts": True,
@@ -58,7 +45,7 @@ def test_missing_changed_and_gone_rows_are_counted_and_named(
     warehouse.execute("update t set total = 7, note = null where id = 4")
     warehouse.execute("update t set note = 'other' where id = 5")
 
-    found = findings(warehouse, lake, without_acknowledge(batches(ROWS[:9])))["source"]
+    found = findings(warehouse, lake, batches(ROWS[:9]))["source"]
 
     assert not found.ok
     assert found.detail == (
@@ -70,7 +57,7 @@ def test_missing_changed_and_gone_rows_are_counted_and_named(
 
 def test_rows_beyond_the_cursor_are_none_of_the_last_run(loaded: None, warehouse: Any, lake: Path) -> None:
     newer = [*ROWS[:9], ROWS[9] | {"total": 99, "at": 20}, {"id": 11, "total": 0, "note": "", "at": 21}]
-    found = findings(warehouse, lake, without_acknowledge(batches(newer)))["source"]
+    found = findings(warehouse, lake, batches(newer))["source"]
     assert found.ok
     assert found.detail == "11 rows, the same in the warehouse; 2 newer rows for the next run"
 
@@ -78,7 +65,7 @@ def test_rows_beyond_the_cursor_are_none_of_the_last_run(loaded: None, warehouse
 def test_nothing_is_changed_by_looking(loaded: None, warehouse: Any, lake: Path) -> None:
     before = warehouse.execute("select t::text, xmin::text from t order by id").fetchall()
     odd = [ROWS[0] | {"total": "text", "new": 1}]
-    findings(warehouse, lake, without_acknowledge(batches(odd)))
+    findings(warehouse, lake, batches(odd))
     assert warehouse.execute("select t::text, xmin::text from t order by id").fetchall() == before
 
 
@@ -88,8 +75,8 @@ def test_rows_without_a_key_are_counted_as_often_as_they_stand(
     twice = [{"line": "a"}, {"line": "a"}, {"line": "b"}, {"line": None}]
     run(warehouse_url, lake, batches(twice), write="replace")
     config = {"write": "replace", "key": (), "cursor": None}
-    assert findings(warehouse, lake, without_acknowledge(batches(twice)), **config)["source"].ok
-    other = without_acknowledge(batches([{"line": "a"}, {"line": "b"}, {"line": "b"}, {"line": None}]))
+    assert findings(warehouse, lake, batches(twice), **config)["source"].ok
+    other = batches([{"line": "a"}, {"line": "b"}, {"line": "b"}, {"line": None}])
     assert findings(warehouse, lake, other, **config)["source"].detail == "of 4 rows 1 missing, 1 too many"
 
 
@@ -98,18 +85,19 @@ def test_a_flipped_byte_in_the_lake_is_named(loaded: None, warehouse: Any, lake:
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    found = findings(warehouse, lake, without_acknowledge(batches(ROWS)))["lake"]
+    found = findings(warehouse, lake, batches(ROWS))["lake"]
     assert not found.ok
     assert path.name in found.detail
 
 
 def test_a_snapshot_that_waits_is_told(loaded: None, warehouse: Any, lake: Path) -> None:
     warehouse.execute("delete from etl_load")
-    found = findings(warehouse, lake, without_acknowledge(batches(ROWS)))["receipts"]
+    found = findings(warehouse, lake, batches(ROWS))["receipts"]
     assert (found.ok, found.hint) == (False, "dw run s.p")
 
 
 def test_a_stream_is_not_read_twice(loaded: None, warehouse: Any, lake: Path) -> None:
     stream = batches(ROWS)
+    stream.stream = True
     assert "stream" in findings(warehouse, lake, stream)["source"].detail
     assert stream.asked == []

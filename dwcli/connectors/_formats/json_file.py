@@ -77,7 +77,7 @@ def _read(
     with source.open() as raw, reading(source.name):
         try:
             for piece in split(source, as_utf8(raw, encoding), block):
-                rows = _decode(source, piece)
+                rows = decode_piece(source, piece)
                 if rows:
                     yield _frame(source, rows, seen)
         except UnicodeDecodeError:
@@ -133,7 +133,7 @@ def _elements(source: Source, stream: BinaryIO, block: int) -> Iterator[Piece]:
             if rest.lstrip(_WHITESPACE).startswith(b"]"):
                 raise SourceData(f"{source.name}:{line}: a comma with nothing behind it")
         if not cut:
-            _decode(source, Piece(rest, line, commas), cut_off=True)
+            decode_piece(source, Piece(rest, line, commas), cut_off=True)
             _refuse_long(source, rest, line)
         chunk = stream.read(max(block, len(rest)))
         more = bool(chunk)
@@ -200,7 +200,7 @@ def _decoders() -> tuple[Any, Any]:
     return msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(msgspec.Raw)
 
 
-def _decode(source: Source, piece: Piece, cut_off: bool = False) -> list[dict[str, Any]]:
+def decode_piece(source: Source, piece: Piece, cut_off: bool = False) -> list[dict[str, Any]]:
     """The rows of a piece: field name → the bytes of its value. cut_off: its end may be missing."""
     import msgspec
 
@@ -219,9 +219,9 @@ def _decode(source: Source, piece: Piece, cut_off: bool = False) -> list[dict[st
     except msgspec.DecodeError as error:
         if cut_off and "truncated" in str(error):
             return []
-        mended = _LONE_SURROGATE.sub(_spelled, piece.text) if "escape" in str(error) else piece.text
-        if mended != piece.text:
-            return _decode(source, replace(piece, text=mended), cut_off)
+        text = mended(piece.text) if "escape" in str(error) else piece.text
+        if text != piece.text:
+            return decode_piece(source, replace(piece, text=text), cut_off)
         raise _malformed(source, piece, str(error)) from None
     except RecursionError:
         raise SourceData(
@@ -251,6 +251,11 @@ def _decoded_to_depth(decoder: Any, piece: Piece) -> list[Any]:
     elements = msgspec.json.Decoder(list[decoder.type])
     found: list[Any] = elements.decode(b"[" + piece.text + b"]")
     return found
+
+
+def mended(text: bytes) -> bytes:
+    """JSON without escapes of half surrogate pairs, which msgspec refuses."""
+    return _LONE_SURROGATE.sub(_spelled, text)
 
 
 def _spelled(escape: re.Match[bytes]) -> bytes:

@@ -1,0 +1,1 @@
+"""One job per family of sources: `dw run` beside the plainest script that does the same."""

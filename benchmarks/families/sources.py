@@ -1,0 +1,185 @@
+"""A source of each family, filled with the same rows. Each is gone when its context ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from benchmarks.measure import free_port, wait_for_port
+
+#: Of everything that is made on a server; two may measure at the same time.
+NAME = f"dw_bench_{os.getpid()}"
+COLUMNS = ("id", "name", "total", "at", "note")
+PAGE_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A source with the rows in it: what `dw` and the plain script are told about it."""
+
+    config: Mapping[str, object]
+    query: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+    cursor: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    title: str
+    protocol: str
+    fill: Callable[[int, Path], AbstractContextManager[Filled]]
+
+
+def row(number: int) -> dict[str, object]:
+    """A row by its number, from 1: some 120 bytes of text."""
+    return {
+        "id": number,
+        "name": f"customer {number % 9973}",
+        "total": f"{number * 37 % 1_000_000 / 100:.2f}",
+        "at": f"2024-{number % 12 + 1:02}-{number % 28 + 1:02}T{number % 24:02}:{number % 60:02}:00+00:00",
+        "note": "a note as long as people write them, " * 2,
+    }
+
+
+def total(rows: int) -> float:
+    """What `total` comes to, for the comparison at the end."""
+    return sum(number * 37 % 1_000_000 for number in range(1, rows + 1)) / 100
+
+
+@contextlib.contextmanager
+def mysql(rows: int, folder: Path) -> Iterator[Filled]:
+    import pymysql
+
+    url = os.environ.get("BENCH_MARIADB", "mysql://root@127.0.0.1:3306")
+    parts = urlsplit(url)
+    login = {"host": parts.hostname, "port": parts.port or 3306, "password": unquote(parts.password or "")}
+    with (
+        pymysql.connect(**login, user=parts.username, autocommit=True) as session,
+        session.cursor() as cursor,
+    ):
+        cursor.execute(f"DROP DATABASE IF EXISTS {NAME}")
+        cursor.execute(f"CREATE DATABASE {NAME}")
+        try:
+            cursor.execute(
+                f"CREATE TABLE {NAME}.orders (id BIGINT PRIMARY KEY, name VARCHAR(50), total DECIMAL(12,2),"
+                " at DATETIME, note TEXT)"
+            )
+            for first in range(1, rows + 1, PAGE_ROWS):
+                given = [row(number) for number in range(first, min(first + PAGE_ROWS, rows + 1))]
+                cursor.executemany(
+                    f"INSERT INTO {NAME}.orders VALUES (%s, %s, %s, %s, %s)",
+                    [[str(one[name]).replace("+00:00", "") for name in COLUMNS] for one in given],
+                )
+            config = {**login, "username": parts.username, "database": NAME}
+            yield Filled(config, "orders", {"MYSQL_URL": url, "MYSQL_DATABASE": NAME})
+        finally:
+            cursor.execute(f"DROP DATABASE {NAME}")
+
+
+@contextlib.contextmanager
+def csv_file(rows: int, folder: Path) -> Iterator[Filled]:
+    path = folder / "orders.csv"
+    with path.open("w", encoding="utf-8") as out:
+        out.write(",".join(COLUMNS) + "\n")
+        for number in range(1, rows + 1):
+            out.write(
+                ",".join(
+                    f'"{value}"' if isinstance(value, str) and "," in value else str(value)
+                    for value in row(number).values()
+                )
+                + "\n"
+            )
+    yield Filled({"path": str(path)}, path.name, {"CSV": str(path)})
+
+
+@contextlib.contextmanager
+def http_pages(rows: int, folder: Path) -> Iterator[Filled]:
+    class Pages(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            page = int(parse_qs(urlsplit(self.path).query).get("page", ["1"])[0])
+            first = (page - 1) * PAGE_ROWS + 1
+            last = min(first + PAGE_ROWS, rows + 1)
+            found = {"data": [row(number) for number in range(first, last)]}
+            if last <= rows:
+                found["next"] = f"http://{self.headers['Host']}/orders?page={page + 1}"
+            body = json.dumps(found).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        config = {"base_url": base, "data_path": "data", "pagination": "next_url", "next_path": "next"}
+        yield Filled(config, "orders", {"API": f"{base}/orders"})
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def mongodb(rows: int, folder: Path) -> Iterator[Filled]:
+    import pymongo
+
+    port = free_port()
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / "secantusd-py", "--port", str(port), "--storage-path", ":memory:"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_port(port)
+        url = f"mongodb://127.0.0.1:{port}"
+        with pymongo.MongoClient(url) as client:
+            orders = client[NAME].orders
+            for first in range(1, rows + 1, PAGE_ROWS):
+                orders.insert_many([row(number) for number in range(first, min(first + PAGE_ROWS, rows + 1))])
+        config = {"host": "127.0.0.1", "port": port, "database": NAME}
+        yield Filled(config, "orders", {"MONGODB_URL": url, "MONGODB_DATABASE": NAME})
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextlib.contextmanager
+def redis_stream(rows: int, folder: Path) -> Iterator[Filled]:
+    import redis
+
+    url = os.environ.get("BENCH_REDIS", "redis://127.0.0.1:6379")
+    parts = urlsplit(url)
+    with contextlib.closing(redis.Redis.from_url(url)) as client:
+        client.delete(NAME)
+        try:
+            for first in range(1, rows + 1, PAGE_ROWS):
+                pipe = client.pipeline(transaction=False)
+                for number in range(first, min(first + PAGE_ROWS, rows + 1)):
+                    pipe.xadd(NAME, row(number))
+                pipe.execute()
+            config = {"host": parts.hostname, "port": parts.port or 6379}
+            yield Filled(config, NAME, {"REDIS_URL": url, "REDIS_STREAM": NAME})
+        finally:
+            client.delete(NAME)
+
+
+FAMILIES = {
+    "sql": Family("SQL", "mysql", mysql),
+    "files": Family("files", "files", csv_file),
+    "http": Family("HTTP", "http", http_pages),
+    "documents": Family("documents", "mongodb", mongodb),
+    "streams": Family("streams", "redis", redis_stream),
+}

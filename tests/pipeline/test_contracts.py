@@ -1,0 +1,99 @@
+"""What a change of the source's schema may do, and what becomes of rows and values that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.runs import batches, rows_of, run
+from tests.pipeline.test_replay import again
+
+FIRST = [{"id": 1, "n": 10, "t": "a"}]
+NEW_COLUMN = [{"id": 2, "n": 20, "t": "b", "extra": "x"}, {"id": 3, "n": 30, "t": "c", "extra": None}]
+NEW_TYPE = [{"id": 2, "n": "20", "t": "b"}, {"id": 3, "n": "N/A", "t": "c"}]
+SHOWN = "select id, n, t from t order by id"
+
+
+@pytest.mark.parametrize("write", ["append", "merge"])
+@pytest.mark.parametrize("contract", ["evolve", "freeze", "discard_value", "discard_row"])
+@pytest.mark.parametrize("rows", [NEW_COLUMN, NEW_TYPE], ids=["column", "type"])
+def test_a_change_under_each_contract(
+    warehouse_url: str, warehouse: Any, lake: Path, contract: str, rows: list[Any], write: str
+) -> None:
+    config: dict[str, Any] = {"contract": contract, "write": write, "key": ("id",)}
+    assert run(warehouse_url, lake, batches(FIRST), **config).error is None
+    done = run(warehouse_url, lake, batches(rows), **config).result
+    added = ["extra"] if contract == "evolve" and rows is NEW_COLUMN else []
+    own = ["id", "n", "t", *added]
+    columns = rows_of(
+        warehouse, "select attname from pg_attribute where attrelid = 't'::regclass and attnum > 0"
+    )
+    assert [name for (name,) in columns if not name.startswith("_")] == own
+    if contract == "freeze":
+        assert done["error"]["code"] == "DW-SCHEMA"
+        assert rows_of(warehouse, SHOWN) == [(1, 10, "a")]
+    elif contract == "evolve":
+        assert done["rows_loaded"] == 2
+    elif contract == "discard_value":
+        expected = [(1, 10, "a"), (2, 20, "b"), (3, 30 if rows is NEW_COLUMN else None, "c")]
+        assert rows_of(warehouse, SHOWN) == expected
+        assert sum(done["values_changed"].values()) == 1
+    else:
+        left = (3, 30, "c") if rows is NEW_COLUMN else (2, 20, "b")
+        assert rows_of(warehouse, SHOWN) == [(1, 10, "a"), left]
+        assert (done["rows_read"], done["rows_loaded"], done["rows_rejected"]) == (2, 1, 1)
+        ((number, reason, raw),) = rows_of(warehouse, "select row_number, reason, raw from etl_rejects")
+        assert number == (1 if rows is NEW_COLUMN else 2)
+        assert reason.startswith("extra: " if rows is NEW_COLUMN else "n: ")
+        assert ('"x"' if rows is NEW_COLUMN else '"N/A"') in raw
+
+
+OVERRIDE: dict[str, Any] = {"columns": {"n": "numeric(5,2)", "at": "date", "t": "varchar(3)"}}
+MIXED = [
+    {"id": 1, "n": "1.50", "at": "2026-01-31", "t": "abc"},
+    {"id": 2, "n": "12345.6", "at": "2026-01-31", "t": "a"},
+    {"id": 3, "n": "1.234", "at": None, "t": "a"},
+    {"id": 4, "n": "", "at": "2026-02-30", "t": "abcd"},
+    {"id": 5, "n": None, "at": "2026-02-28", "t": ""},
+]
+
+
+def test_rows_that_do_not_fit_are_set_aside_up_to_max_rejects(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    few = run(warehouse_url, lake, batches(MIXED), max_rejects=2, **OVERRIDE).result
+    assert (few["status"], few["error"]["code"]) == ("failure", "DW-VALUE")
+    assert "row 2 of" in few["error"]["message"]
+    assert rows_of(warehouse, "select to_regclass('t'), to_regclass('etl_rejects')") == [(None, None)]
+
+    done = run(warehouse_url, lake, batches(MIXED), max_rejects=3, **OVERRIDE).result
+    assert (done["rows_loaded"], done["rows_rejected"]) == (2, 3)
+    assert rows_of(warehouse, "select id, n::text, at::text, t from t order by id") == [
+        (1, "1.50", "2026-01-31", "abc"),
+        (5, None, "2026-02-28", ""),
+    ]
+    rejects = rows_of(warehouse, "select row_number, reason from etl_rejects order by 1")
+    assert [number for number, _ in rejects] == [2, 3, 4]
+    assert rejects[2][1].count("it holds a value that is no") == 3
+    assert rows_of(warehouse, "select rows_rejected from etl_audit_log order by id") == [(0,), (3,)]
+
+    again(warehouse_url, lake, max_rejects=3, **OVERRIDE)
+    assert rows_of(warehouse, "select row_number, reason from etl_rejects order by 1") == rejects
+
+
+def test_without_max_rejects_a_value_that_does_not_fit_fails_the_run(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    done = run(warehouse_url, lake, batches(MIXED), **OVERRIDE).result
+    assert done["error"]["code"] == "DW-VALUE"
+    assert rows_of(warehouse, "select to_regclass('t')") == [(None,)]
+
+
+def test_rejects_are_counted_over_batches(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    parts = batches(MIXED[:2], MIXED[2:])
+    done = run(warehouse_url, lake, parts, max_rejects=10, **OVERRIDE).result
+    assert done["rows_rejected"] == 3
+    files = rows_of(warehouse, "select count(distinct source_file), max(row_number) from etl_rejects")
+    assert files == [(2, 2)]
