@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ class Background:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     thread: threading.Thread | None = None
     waiting: set[concurrent.futures.Future[Any]] = field(default_factory=set)
+    ended: bool = False
 
 
 def start() -> Background:
@@ -45,11 +45,10 @@ def ask(
 
     what: how people call the server, for the error.
     """
-    try:
-        future = asyncio.run_coroutine_threadsafe(answer, background.loop)
-    except RuntimeError:
+    if background.ended:
         answer.close()
-        raise ConnectionFailed(f"the connection to {what} is closed", layer="lost") from None
+        raise ConnectionFailed(f"the connection to {what} is closed", layer="lost")
+    future = asyncio.run_coroutine_threadsafe(answer, background.loop)
     background.waiting.add(future)
     try:
         return future.result(seconds)
@@ -66,6 +65,14 @@ def ask(
         background.waiting.discard(future)
 
 
+def later(background: Background, work: Coroutine[Any, Any, Any]) -> None:
+    """Have something done whose end nobody waits for, and whose failure nobody minds."""
+    if background.ended:
+        work.close()
+    else:
+        asyncio.run_coroutine_threadsafe(work, background.loop)
+
+
 def stop(background: Background) -> None:
     """End all waiting, in whatever thread."""
     for future in list(background.waiting):
@@ -74,22 +81,24 @@ def stop(background: Background) -> None:
 
 def end(background: Background) -> None:
     """End all waiting and the loop. May be called twice."""
-    if background.loop.is_closed():
+    if background.ended:
         return
+    background.ended = True
     stop(background)
-    with contextlib.suppress(RuntimeError):
-        asyncio.run_coroutine_threadsafe(_wind_up(), background.loop).result(_JOIN_SECONDS)
     background.loop.call_soon_threadsafe(background.loop.stop)
     if background.thread is not None:
         background.thread.join(_JOIN_SECONDS)
     if not background.loop.is_running():
+        background.loop.run_until_complete(_wind_up())
         background.loop.close()
 
 
 async def _wind_up() -> None:
     """Let every task see its end, so that none is destroyed while it is pending."""
+    await asyncio.sleep(0)  # what was asked for last has become a task then
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks, timeout=_JOIN_SECONDS / 2) if tasks else None
+    if tasks:
+        await asyncio.wait(tasks, timeout=_JOIN_SECONDS / 2)
     await asyncio.get_running_loop().shutdown_asyncgens()

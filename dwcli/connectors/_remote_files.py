@@ -121,11 +121,11 @@ def list_remote(server: Server, query: str, format: str) -> list[Listed]:
     if pattern.startswith("/") and not folder:
         folder = "/"
     found: dict[str, Listed] = {}
-    if pattern and not has_magic(pattern):
+    if pattern and (not has_magic(pattern) or "[" in pattern):  # a name may have brackets of its own
         single = _single(server, pattern, folder, name)
         if single:
             return _stamped(server, [single])
-    elif pattern:
+    if has_magic(pattern):
         anything = "." in name or format != "auto"
         found = {f.name: f for f in _glob(server, pattern) if anything or known_format(f.name)}
         if not found:
@@ -343,15 +343,14 @@ def _arriving(server: Server, files: Sequence[Listed]) -> Generator[Fetched, Non
     lanes = min(server.parallel if small else 1, len(files))
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(closing(ahead(map(partial(fetch, server), files[lane::lanes]))))
-            for lane in range(lanes)
+            stack.enter_context(closing(ahead(map(partial(fetch, server), lane), stop=server.stop)))
+            for lane in (files[number::lanes] for number in range(lanes))
         ]
-        try:
-            for number in range(len(files)):
-                yield next(streams[number % lanes])
-        except BaseException:
-            server.stop()
-            raise
+        for number in range(len(files)):
+            fetched = next(streams[number % lanes])
+            if number + lanes >= len(files):
+                next(streams[number % lanes], None)  # its end, so that leaving it now stops nothing
+            yield fetched
 
 
 # -- reading -------------------------------------------------------------------------------------------

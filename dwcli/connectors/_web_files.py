@@ -5,6 +5,7 @@ Everything is asked in the background loop, so that a silent server can be left 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, SecretStr
 
-from dwcli.connectors._background import Background, ask, end, start
+from dwcli.connectors._background import Background, ask, end, later, start, stop
 from dwcli.connectors._remote_files import TIMEOUT_SECONDS, RemoteFileConfig, Server
 from dwcli.contract import LOCAL_PATH
 from dwcli.errors import ConnectionFailed, QueryFailed
@@ -95,11 +96,8 @@ def _ca_file(config: WebConfig) -> str:
 
 def close_web(client: WebClient) -> None:
     """End what is under way and the connections. May be called twice."""
-    import contextlib
-
-    if not client.background.loop.is_closed():
-        for future in list(client.background.waiting):
-            future.cancel()
+    stop(client.background)
+    if not client.background.ended:
         with contextlib.suppress(Exception):
             ask(client.background, client.http.aclose(), 2)
     end(client.background)
@@ -258,5 +256,4 @@ def body_of(client: WebClient, response: httpx2.Response) -> Iterator[bytes]:
     except (httpx2.TransportError, OSError) as error:
         raise _unreachable(client, str(response.request.url), error) from None
     finally:
-        if not client.background.loop.is_closed():
-            finish(client, response)
+        later(client.background, response.aclose())

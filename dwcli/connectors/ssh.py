@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, SecretStr
 
 from dwcli.connectors import driver_missing
-from dwcli.connectors._background import Background, ask, end, start, stop
+from dwcli.connectors._background import Background, ask, end, later, start, stop
 from dwcli.connectors._formats.items import Listed
 from dwcli.connectors._probe import reach
 from dwcli.connectors._remote_files import (
@@ -138,7 +138,7 @@ def close(client: Client) -> None:
     """End the connection, whatever it is doing."""
     if client.connection is not None:
         connection, client.connection = client.connection, None
-        if not client.background.loop.is_closed():
+        if not client.background.ended:
             client.background.loop.call_soon_threadsafe(connection.abort)
     end(client.background)
 
@@ -344,8 +344,7 @@ def _chunks(client: Client, file: Listed) -> Iterator[bytes]:
         if now != file.stamp:
             raise changed(file, now)
     finally:
-        if client.connection is not None:
-            _ask(client, opened.close())
+        later(client.background, opened.close())
 
 
 async def _open(sftp: asyncssh.SFTPClient, path: str) -> Any:

@@ -186,6 +186,21 @@ def test_a_connection_that_the_server_ended_while_idle_is_made_again(tmp_path, m
         connector.close()
 
 
+def test_one_connection_serves_all_reads(tmp_path):
+    with ftp_place(tmp_path) as place:
+        for name in "abc":
+            place.write(f"{name}.csv", b"id\n1\n")
+        connector = create_connector(place.config)
+        connector.connect()
+        first = connector.client.ftp
+        for _ in range(3):
+            list(connector.fetch_data("*.csv").items)
+            connector.describe("a.csv")
+        assert connector.client.ftp is first
+        assert connector.client.used > 0
+        connector.close()
+
+
 @pytest.fixture
 def silent():
     """Port of a server that greets and never speaks again."""

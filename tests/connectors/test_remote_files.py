@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -101,11 +107,15 @@ def test_options_of_the_format_hold_here_too(place, source):
         ("*/y/*.csv", ["x/y/ü 1.csv"]),
         ("x/y/ü 1.csv", ["x/y/ü 1.csv"]),
         ("./x/b.csv", ["x/b.csv"]),
+        ("w[1]/n[2].csv", ["w[1]/n[2].csv"]),
+        ("w[[]1]/*.csv", ["w[1]/n[2].csv"]),
     ],
 )
 def test_paths_and_globs_mean_what_they_do_for_files_of_this_machine(place, source, query, expected):
     for name in ("a.csv", "x/b.csv", "x/y/ü 1.csv", "z/c.csv", ".hidden.csv", ".h/d.csv"):
         place.write(name, b"id\n1\n")
+    if "[" in query:
+        place.write("w[1]/n[2].csv", b"id\n1\n")
     assert rows(items(source(), query))["_source_path"].to_list() == expected
 
 
@@ -281,3 +291,40 @@ def test_where_files_need_names_they_are_private_and_removed(monkeypatch, tmp_pa
     assert fetched.path.read_bytes() == b"x"
     del fetched
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_a_run_whose_server_is_silent(tmp_path):
+    import asyncssh
+
+    class Silent(asyncssh.SFTPServer):
+        def __init__(self, chan):
+            super().__init__(chan, chroot=str(tmp_path / "files"))
+
+        async def read(self, file_obj, offset, size):
+            file_obj.close()
+            (tmp_path / "asked").touch()
+            await asyncio.sleep(60)
+
+    with places.ssh_place(tmp_path, sftp_factory=Silent) as place:
+        place.write("a.csv", b"id\n1\n")
+        code = (
+            "from dwcli.connectors import create_connector\n"
+            f"c = create_connector({place.config!r}); c.connect()\n"
+            "try:\n    list(c.fetch_data('*.csv').items)\nfinally:\n    c.close()\n"
+        )
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env=environment)
+        until(lambda: (tmp_path / "asked").exists())
+        started = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=20)
+        assert b"KeyboardInterrupt" in said
+        assert time.monotonic() - started < 5
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for it, at most 20 s."""
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
