@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: What a field of a msgspec class cannot be called.
+_NO_FIELD = re.compile(r'[\\"\x00-\x1f]')
 _ODD_NUMBERS = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
 #: Names that the decoder of rows cannot have as fields.
 _UNUSABLE = re.compile(r'["\\\x00-\x1f]')
@@ -62,7 +64,9 @@ class Field:
 
 def fields_of(schema: Mapping[str, Any]) -> list[Field]:
     """The columns that a stream's JSON schema declares."""
-    properties = schema.get("properties") or {}
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return []
     return [_field(name, _resolved(spec, schema)) for name, spec in properties.items()]
 
 
@@ -228,6 +232,8 @@ def _messages(read: Read, block: bytes) -> Sequence[Any]:
         return found
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
+    except RecursionError:
+        raise _too_deep(read) from None
     found = []
     for line in block.split(b"\n"):
         line = line.strip()
@@ -268,7 +274,10 @@ def _in_quotes(match: re.Match[bytes]) -> bytes:
 def _take_schema(read: Read, schema: Any) -> None:
     """Columns of a SCHEMA message. What was widened by values stays wide."""
     known = {f.name: f for f in read.fields}
-    declared = fields_of(json.loads(bytes(schema) or b"{}"))
+    found = _parsed(read, "SCHEMA", schema)
+    if not isinstance(found, dict):
+        raise SourceData(f"{read.tap} wrote a SCHEMA message without a schema")
+    declared = fields_of(found)
     for one in declared:
         before = known.get(one.name)
         if before is not None and read.items and before.kind != one.kind:
@@ -276,6 +285,13 @@ def _take_schema(read: Read, schema: Any) -> None:
     names = {one.name for one in declared}
     read.fields = declared + [f for f in read.fields if f.name not in names and read.items]
     read.decoder = None
+
+
+def _parsed(read: Read, kind: str, value: Any) -> Any:
+    try:
+        return json.loads(bytes(value))
+    except ValueError:
+        raise SourceData(f"{read.tap} wrote a {kind} message that says nothing") from None
 
 
 def _wider(one: Kind, other: Kind) -> Kind:
@@ -329,13 +345,23 @@ def _flushed(read: Read) -> Iterator[IngestedItem]:
         text = b"\n".join(read.records)
         count = len(read.records)
         read.records, read.size = [], 0
-        yield _item(read, *_frame(read, text, count))
+        try:
+            frame, types = _frame(read, text, count)
+        except UnicodeDecodeError:
+            raise SourceData(f"{read.tap} wrote text that is not UTF-8") from None
+        except RecursionError:
+            raise _too_deep(read) from None
+        yield _item(read, frame, types)
+
+
+def _too_deep(read: Read) -> SourceData:
+    return SourceData(f"{read.tap} wrote a value that is nested too deep to be read")
 
 
 def _item(read: Read, frame: pl.DataFrame, types: dict[str, str]) -> IngestedItem:
     position = None
     if not read.carried:
-        position = {"state": json.loads(bytes(read.state))}
+        position = {"state": _parsed(read, "STATE", read.state)}
         read.carried = True
     read.items += 1
     metadata: dict[str, Any] = {"changed": read.changed} if read.changed else {}
@@ -353,14 +379,19 @@ def _framed(read: Read, arrays: dict[str, pa.Array]) -> tuple[pl.DataFrame, dict
     import polars as pl
     import pyarrow as pa
 
-    frame = pl.DataFrame(pa.table(arrays)) if arrays else pl.DataFrame()
+    frame = pl.DataFrame(pa.table({str(place): array for place, array in enumerate(arrays.values())}))
+    frame.columns = list(arrays)  # polars would give a column without a name another one
     return frame, {f.name: f.type for f in read.fields if f.type}
 
 
 def _frame(read: Read, text: bytes, count: int) -> tuple[pl.DataFrame, dict[str, str]]:
     import msgspec
 
+<<<<<<< HEAD
     if any(_UNUSABLE.search(one.name) for one in read.fields):
+=======
+    if any(_NO_FIELD.search(one.name) for one in read.fields):
+>>>>>>> h-misc
         return _spelled_out(read, text)
     if read.decoder is None:
         read.decoder = _row_decoder(read.fields)
@@ -403,8 +434,6 @@ def _spelled_out(read: Read, text: bytes) -> tuple[pl.DataFrame, dict[str, str]]
         rows = _decoders().records.decode_lines(text)
     except msgspec.DecodeError as error:
         raise SourceData(f"{read.tap} wrote a record that is no object", why=str(error)) from None
-    except UnicodeDecodeError:
-        raise SourceData(f"{read.tap} wrote text that is not UTF-8") from None
     known = {one.name for one in read.fields}
     read.fields += [
         Field(name, "") for name in dict.fromkeys(k for row in rows for k in row) if name not in known

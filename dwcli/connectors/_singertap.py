@@ -130,14 +130,17 @@ def _environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def papers(documents: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def papers(documents: Mapping[str, Any], held: list[Path]) -> Iterator[dict[str, str]]:
     """The documents as JSON files that the owner alone can read, by name; gone when the context ends.
 
+    held: the folders in use, among them this one while the context lasts. When a run is ended, its reading
+    thread may not come to the end of the context; then `discard` removes them.
     What a killed run left behind is removed first. A folder is held by a lock, which dies with its
     process; the number of a process could be another's by now.
     """
     sweep()
     folder = Path(tempfile.mkdtemp(prefix=FOLDERS))  # 0700
+    held.append(folder)
     try:
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -150,6 +153,14 @@ def papers(documents: Mapping[str, Any]) -> Iterator[dict[str, str]]:
                 paths[name] = str(path)
             yield paths
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(ValueError):
+            held.remove(folder)
+
+
+def discard(held: Sequence[Path]) -> None:
+    """Remove folders of documents, whatever still uses them."""
+    for folder in [*held]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -30,6 +30,7 @@ from dwcli.log import get_logger
 
 TITLE = "Google Sheets"
 ALIASES = ("google_sheets", "sheets")
+EXTRA = "gsheets"
 STAND_IN = "a server of its own that answers as the Sheets API v4 does"
 INCREMENTAL = ""
 TYPING = "declared"

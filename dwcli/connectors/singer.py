@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dwcli.connectors import _singerrows, _singertap
 from dwcli.connectors._within import within
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, CursorCandidate, IngestedItem, Resource
 from dwcli.documents import nearest
-from dwcli.errors import QueryFailed, ResourceMissing, SourceData
+from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData
 
 TITLE = "Singer tap"
 ALIASES = ("tap", "meltano")
@@ -70,6 +70,9 @@ class Client:
     secrets: list[str]
     catalog: dict[str, Any] | None = None
     running: list[_singertap.Tap] = field(default_factory=list)
+    #: folders with secrets in them
+    folders: list[Path] = field(default_factory=list)
+    closed: bool = False
 
 
 def connect(config: Config) -> Client:
@@ -80,8 +83,10 @@ def connect(config: Config) -> Client:
 
 def close(client: Client) -> None:
     """End the taps that run; a read that is under way ends with an error."""
+    client.closed = True
     for tap in [*client.running]:
         _singertap.stop(tap)
+    _singertap.discard(client.folders)
 
 
 # -- the catalogue ---------------------------------------------------------------------------------------
@@ -115,9 +120,8 @@ def _from_file(path: Path) -> bytes:
 
 
 def _discovered(client: Client) -> bytes:
-    with _singertap.papers({"config": client.config.tap_config}) as paths:
-        tap = _singertap.start([client.program, "--config", paths["config"], "--discover"], client.secrets)
-        client.running.append(tap)
+    with _singertap.papers({"config": client.config.tap_config}, client.folders) as paths:
+        tap = _started(client, ["--config", paths["config"], "--discover"])
         found = bytearray()
         try:
             for piece in _singertap.output(tap):
@@ -128,6 +132,16 @@ def _discovered(client: Client) -> bytes:
             client.running.remove(tap)
             _singertap.release(tap)
     return bytes(found)
+
+
+def _started(client: Client, arguments: Sequence[str]) -> _singertap.Tap:
+    if client.closed:
+        raise ConnectionFailed("the read was stopped", layer="lost")
+    tap = _singertap.start([client.program, *arguments], client.secrets)
+    client.running.append(tap)
+    if client.closed:  # in the meantime
+        _singertap.stop(tap)
+    return tap
 
 
 def _checked(client: Client, text: bytes) -> dict[str, Any]:
@@ -267,18 +281,15 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
         "config": client.config.tap_config,
         "catalog": _selected(_catalog(client), stream),
     }
-    if cursor.position is not None:
-        documents["state"] = _state(cursor.position)
+    if cursor.position is not None and (state := _state(cursor.position)) is not None:
+        documents["state"] = state
     names = {
         stream[key] for key in ("tap_stream_id", "stream", "stream_alias", "table_name") if stream.get(key)
     }
     names |= {_facts(stream).get("stream-alias") or stream["tap_stream_id"]}
-    with _singertap.papers(documents) as paths:
-        command = [client.program, "--config", paths["config"], "--catalog", paths["catalog"]]
-        if "state" in paths:
-            command += ["--state", paths["state"]]
-        tap = _singertap.start(command, client.secrets)
-        client.running.append(tap)
+    with _singertap.papers(documents, client.folders) as paths:
+        arguments = [part for name, path in paths.items() for part in (f"--{name}", path)]
+        tap = _started(client, arguments)
         try:
             reading = _singerrows.Read(
                 tap.name, names, _singerrows.fields_of(stream.get("schema") or {}), client.config.batch_bytes

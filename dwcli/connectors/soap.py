@@ -19,7 +19,7 @@ from pydantic import Field, SecretStr
 
 from dwcli.connectors._web import unreachable
 from dwcli.connectors._within import within
-from dwcli.contract import Column, ConnectorConfig, Cursor, IngestedItem, Resource
+from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TITLE = "SOAP service"
 ALIASES = ("wsdl",)
+EXTRA = "soap"
 STAND_IN = "a service of its own, SOAP 1.1 and 1.2"
 INCREMENTAL = "an argument that takes the cursor"
 TYPING = "declared"
@@ -40,7 +41,9 @@ ENVELOPES = ("http://schemas.xmlsoap.org/soap/envelope/", "http://www.w3.org/200
 class Config(ConnectorConfig):
     """A SOAP web service."""
 
-    wsdl_url: str = Field(description="address or file of the WSDL", min_length=1)
+    wsdl_url: str = Field(
+        description="address or file of the WSDL", min_length=1, json_schema_extra=LOCAL_PATH
+    )
     username: str = Field("", description="user that may call it, if it asks for one")
     password: SecretStr = Field(SecretStr(""), description="the user's password")
     security: Literal["basic", "token", "digest"] = Field(
@@ -127,7 +130,7 @@ def connect(config: Config) -> Client:
             f"the file {config.wsdl_url} cannot be read",
             layer="name",
             why=error.strerror or str(error),
-            hint="check wsdl_url; a file is read from where dw runs",
+            hint="check wsdl_url: an address begins with https://, anything else is a file",
         ) from None
     except Exception as error:  # a WSDL can be wrong in more ways than zeep has exceptions
         session.close()
@@ -609,10 +612,9 @@ def _items(client: Client, rows: _Rows, elements: Iterator[Any]) -> Iterator[Ing
 
     held = next_row()
     while held is not None:
-        for name, value in held.items():
+        for name in held:
             if name not in known:
-                nested = isinstance(value, str) and value.startswith("{") and value.endswith("}")
-                known[name] = Node(name, "jsonb" if nested else "")
+                known[name] = Node(name, "")
                 nodes.append(known[name])
         columns = [
             RowColumn(column, fill_for(node, client.config.timezone, running))

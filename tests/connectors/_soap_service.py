@@ -94,10 +94,19 @@ def wsdl(url: str, head: str = "", schema: str = SCHEMA) -> str:
 
     return f"""<?xml version="1.0" encoding="UTF-8"?>{head}
 <definitions xmlns="http://schemas.xmlsoap.org/wsdl/" xmlns:s11="http://schemas.xmlsoap.org/wsdl/soap/"
-  xmlns:s12="http://schemas.xmlsoap.org/wsdl/soap12/" xmlns:t="urn:shop" targetNamespace="urn:shop">
+  xmlns:s12="http://schemas.xmlsoap.org/wsdl/soap12/"
+  xmlns:xs="http://www.w3.org/2001/XMLSchema" xmlns:t="urn:shop" targetNamespace="urn:shop">
 <types>{schema}</types>{messages}<portType name="P">{operations}</portType>{binding("s11")}{binding("s12")}
+<message name="Rpc"><part name="page" type="xs:int"/></message>
+<message name="RpcResponse"><part name="result" type="t:Orders"/></message>
+<portType name="R"><operation name="Rpc"><input message="t:Rpc"/><output message="t:RpcResponse"/></operation>
+</portType><binding name="Brpc" type="t:R"><s11:binding style="rpc"
+  transport="http://schemas.xmlsoap.org/soap/http"/><operation name="Rpc"><s11:operation soapAction=""/>
+<input><s11:body use="literal" namespace="urn:shop"/></input>
+<output><s11:body use="literal" namespace="urn:shop"/></output></operation></binding>
 <service name="Shop"><port name="one" binding="t:Bs11"><s11:address location="{url}/one"/></port>
-<port name="two" binding="t:Bs12"><s12:address location="{url}/two"/></port></service></definitions>"""
+<port name="two" binding="t:Bs12"><s12:address location="{url}/two"/></port>
+<port name="rpc" binding="t:Brpc"><s11:address location="{url}/one"/></port></service></definitions>"""
 
 
 SPACES = {

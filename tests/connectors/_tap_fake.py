@@ -1,7 +1,7 @@
 """A small Singer tap that says what its config tells it to.
 
 config: {"streams": {name: {"schema": …, "key": […], "bookmark": …}}, "lines": [message or text, …],
-"rows": n, "exit": code, "signal": number, "stderr": text, "echo": path}
+"rows": n, "bytes": hex, "exit": code, "signal": number, "stderr": text, "echo": path}
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if config.get("echo"):
         if path and path.endswith("json")
     }
     seen["mode"] = oct(Path(arguments["--config"]).stat().st_mode & 0o777)
+    seen["pid"] = os.getpid()
     seen["config_path"] = arguments["--config"]
     Path(config["echo"]).write_text(json.dumps(seen), "utf-8")
 sys.stderr.write(config.get("stderr", ""))
@@ -54,6 +55,8 @@ for number in range(config.get("rows", 0)):
         f' "total": {number}.25, "at": "2024-01-02T03:04:05.123456Z"}}}}\n'
     )
 out.flush()
+sys.stdout.buffer.write(bytes.fromhex(config.get("bytes", "")))
+sys.stdout.buffer.flush()
 if config.get("wait"):
     time.sleep(600)
 if config.get("signal"):

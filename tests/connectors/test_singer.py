@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gzip
 import json
@@ -242,6 +243,52 @@ def test_a_record_that_is_none_is_an_error(tap, line):
         read(tap(SCHEMA, record(id=1), line))
 
 
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_text_that_is_not_utf8_is_an_error(tap, end):
+    line = b'{"type": "RECORD", "stream": "orders", "record": {"id": 1, "name": "\xff"}}' + end
+    with pytest.raises(SourceData, match="tap-fake wrote"):
+        read(tap(SCHEMA, bytes=line.hex()))
+
+
+def test_a_last_line_without_an_end_counts_and_one_that_is_cut_off_is_an_error(tap):
+    line = json.dumps(record(id=1)).encode()
+    assert len(rows(read(tap(SCHEMA, bytes=line.hex())))) == 1
+    with pytest.raises(SourceData, match="not valid JSON"):
+        read(tap(SCHEMA, bytes=line[:-3].hex()))
+
+
+@pytest.mark.parametrize("spec", [{"type": "object"}, {"type": "string"}])
+def test_a_value_that_is_nested_without_end_is_an_error(tap, spec):
+    with pytest.raises(SourceData, match="nested too deep"):
+        typed(tap, spec, "[" * 100_000 + "]" * 100_000)
+
+
+def test_nul_in_a_text(tap):
+    assert rows(read(tap(SCHEMA, record(id=1, name="a\0b"))))[0][1] == "a\0b"
+
+
+@pytest.mark.parametrize(
+    "line", [{"type": "STATE"}, {"type": "SCHEMA", "stream": "orders"}, {**SCHEMA, "schema": [1]}]
+)
+def test_a_message_that_says_nothing_is_an_error(tap, line):
+    with pytest.raises(SourceData, match="tap-fake wrote a"):
+        read(tap(SCHEMA, record(id=1), line))
+
+
+def test_a_state_of_null_is_none(tap, tmp_path):
+    echo = tmp_path / "echo.json"
+    read(tap(SCHEMA, echo=str(echo)), "orders", Cursor(position={"state": None}))
+    assert "state" not in json.loads(echo.read_text())
+
+
+def test_odd_names_of_fields(tap):
+    names = ["", "a b", "class", "f0", "ÄÖ", "id\n"]
+    schema = {"properties": {name: {"type": "integer"} for name in names}}
+    line = {"type": "RECORD", "stream": "t", "record": {name: n for n, name in enumerate(names)}}
+    (item,) = read(tap(line, streams={"t": {"schema": schema}}), "t")
+    assert item.payload.to_dicts() == [{name: n for n, name in enumerate(names)}]
+
+
 @pytest.mark.parametrize("packing", ["none", "gzip"])
 def test_a_batch_message_brings_the_rows_of_its_files(tap, tmp_path, packing):
     path = tmp_path / "rows é.jsonl"
@@ -308,13 +355,13 @@ def test_closing_ends_a_read_under_way(tap):
 def test_what_a_killed_run_left_is_swept(temporary, tap):
     code = (
         "import os, signal\nfrom dwcli.connectors._singertap import papers\n"
-        "with papers({'config': {'password': 'secret'}}):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with papers({'config': {'password': 'secret'}}, []):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = temporary.glob("dw-tap-*")
     assert left.stat().st_mode & 0o777 == 0o700
-    with _singertap.papers({"config": {}}) as held:
+    with _singertap.papers({"config": {}}, []) as held:
         assert not left.exists()
         assert _singertap.sweep() == 0 and Path(held["config"]).exists()
 
@@ -426,6 +473,38 @@ def test_the_state_is_committed_with_the_rows_or_not_at_all(load, warehouse, tmp
     assert load(SCHEMA, record(id=1, name="b"), record(id=3), echo=str(echo))["status"] == "success"
     assert json.loads(echo.read_text())["state"] == {"seen": 1}
     assert rows_of(warehouse, "select id, name from orders order by id") == [(1, "b"), (3, None)]
+
+
+def test_a_run_that_is_ended_takes_the_tap_and_its_papers_along(load, tmp_path, temporary, warehouse_url):
+    load(SCHEMA)
+    echo = tmp_path / "echo.json"
+    source = tmp_path / "shop" / "sources" / "tap.json"
+    document = json.loads(source.read_text())
+    document["tap_config"] |= {"rows": 100_000, "wait": True, "echo": str(echo)}
+    source.write_text(json.dumps(document))
+    environment = os.environ | {"DW_URL": warehouse_url, "PYTHONPATH": str(Path(__file__).parents[2])}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "dwcli", "-C", str(tmp_path / "shop"), "run", "orders", "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        while not (echo.exists() and '"catalog"' in echo.read_text()):  # the tap reads its catalogue
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(0.05)
+                pytest.fail(running.stdout.read())
+        running.send_signal(signal.SIGTERM)
+        said, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.stdout.close()
+    assert running.returncode == 143, said
+    assert list(temporary.glob("dw-tap-*")) == []
+    pid = json.loads(echo.read_text())["pid"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 # -- a real tap ------------------------------------------------------------------------------------------

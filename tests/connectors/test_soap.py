@@ -129,7 +129,7 @@ def test_what_the_wsdl_does_not_know_is_a_column_too(service, source):
     items, found = read(source(), "GetOrders")
     assert [row["id"] for row in found] == list(range(102))
     assert (found[100]["extra"], found[100]["more"]) == ("x", '{"a": "1"}')
-    assert items[-1].types["extra"] == "text" and items[-1].types["more"] == "jsonb"
+    assert items[-1].types["extra"] == "text" and items[-1].types["more"] == "text"
 
 
 def test_an_element_that_comes_again_is_a_list(service, source):
@@ -174,6 +174,15 @@ def test_both_versions_of_soap(service, source, port):
     service.body = orders("<id>1</id>")
     assert read(source(port=port), "GetOrders")[1][0]["id"] == 1
     assert ("soap+xml" in service.headers[-1]["Content-Type"]) == (port == "two")
+
+
+def test_the_rpc_style(service, source):
+    connector = source(port="rpc")
+    service.body = '<t:RpcResponse xmlns:t="urn:shop"><result xmlns=""><o:order xmlns:o="urn:shop">' + (
+        "<o:id>1</o:id><o:total>1.10</o:total></o:order></result></t:RpcResponse>"
+    )
+    (row,) = read(connector, "Rpc(page=2)")[1]
+    assert (row["id"], row["total"]) == (1, "1.10") and "<page>2</page>" in service.asked[-1]
 
 
 # -- calls -----------------------------------------------------------------------------------------------
