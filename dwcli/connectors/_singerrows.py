@@ -32,8 +32,6 @@ log = get_logger(__name__)
 #: What a field of a msgspec class cannot be called.
 _NO_FIELD = re.compile(r'[\\"\x00-\x1f]')
 _ODD_NUMBERS = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
-#: Names that the decoder of rows cannot have as fields.
-_UNUSABLE = re.compile(r'["\\\x00-\x1f]')
 _TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?$"
 _UUID = r"^(?i:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$"
 _SPELLINGS = {"time": _TIME, "uuid": _UUID}
@@ -387,11 +385,7 @@ def _framed(read: Read, arrays: dict[str, pa.Array]) -> tuple[pl.DataFrame, dict
 def _frame(read: Read, text: bytes, count: int) -> tuple[pl.DataFrame, dict[str, str]]:
     import msgspec
 
-<<<<<<< HEAD
-    if any(_UNUSABLE.search(one.name) for one in read.fields):
-=======
     if any(_NO_FIELD.search(one.name) for one in read.fields):
->>>>>>> h-misc
         return _spelled_out(read, text)
     if read.decoder is None:
         read.decoder = _row_decoder(read.fields)
