@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from dwcli.connectors._sqltext import (
     picked,
     stripped,
 )
+from dwcli.connectors._waiting import heard, waited
 from dwcli.contract import Column, ConnectorConfig, Cursor, CursorCandidate, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, DriverMissing, DwError, QueryFailed, ResourceMissing, SourceData
@@ -50,7 +52,7 @@ FIRST_ROWS, MOST_ROWS = 64, 8192
 #: Bytes that the driver sets aside for a value without a declared length
 LONG_BYTES = 256
 LOGIN_TIMEOUT_ATTRIBUTE = 103
-LOGIN_SECONDS = 15
+LOGIN_SECONDS = 10
 #: The order of Unicode's code points, whatever the column's own collation
 BINARY_ORDER = "COLLATE Latin1_General_100_BIN2"
 
@@ -129,8 +131,13 @@ def _open(config: Config) -> Any:
         raise driver_missing("mssql", error) from None
     mssql_python.pooling(enabled=False)
     try:
-        connection = mssql_python.connect(
-            connection_string(config), autocommit=True, attrs_before={LOGIN_TIMEOUT_ATTRIBUTE: LOGIN_SECONDS}
+        connection = waited(
+            lambda: mssql_python.connect(
+                connection_string(config),
+                autocommit=True,
+                attrs_before={LOGIN_TIMEOUT_ATTRIBUTE: LOGIN_SECONDS},
+            ),
+            undo=lambda late: late.close(),
         )
     except (mssql_python.Error, RuntimeError, ValueError) as error:
         raise _refused(config, error) from None
@@ -372,7 +379,7 @@ def _fetched(client: Client, sql: str) -> list[Any]:
         client.catalogue = _open(client.config)
     try:
         with contextlib.closing(client.catalogue.cursor()) as cursor:
-            return list(cursor.execute(sql).fetchall())
+            return list(heard(lambda: cursor.execute(sql).fetchall(), cursor.hstmt._cancel))
     except mssql_python.Error as error:
         if not _LOST.search(str(error)) or client.closed:
             raise
@@ -507,7 +514,8 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
     client.reading.append(rows)
     try:
         with _errors(config, query):
-            rows.execute(statement(source, cursor, config))
+            sql = statement(source, cursor, config)
+            heard(lambda: rows.execute(sql), rows.hstmt._cancel)
             schema = rows.arrow_batch(0).schema
             sent = False
             for gathered in _gathered(client, rows, source.columns):
@@ -533,7 +541,7 @@ def _gathered(client: Client, rows: Any, columns: Sequence[Declared]) -> Iterato
     while True:
         if client.closed:
             raise _lost(client.config, "closed from here")
-        batch = rows.arrow_batch(wanted)
+        batch = heard(functools.partial(rows.arrow_batch, wanted), rows.hstmt._cancel)
         if not batch.num_rows:
             break
         gathered.append(batch)

@@ -88,7 +88,8 @@ def quoted(text):
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def test_hard_values_arrive_exactly(server, source):
+def add_hard_values(server):
+    """A table of every simple type, with one row of values and one of NULLs."""
     server.run("SET enable_time_time64_type = 1")
     server.run(HARD)
     server.run(
@@ -102,6 +103,10 @@ def test_hard_values_arrive_exactly(server, source):
         " 'it\\'s)', '-112:34:56.125', -32768)"
     )
     server.run("INSERT INTO shop.hard (id) VALUES (2)")
+
+
+def test_hard_values_arrive_exactly(server, source):
+    add_hard_values(server)
     frame, types, (item,) = read(source(), "hard")
     first, second = (dict(zip(frame.columns, row, strict=True)) for row in frame.sort("id").rows())
     utc = datetime.UTC
@@ -427,3 +432,31 @@ def test_runs_into_postgres_take_up_where_the_last_one_ended(server, warehouse_u
         1, Decimal("1.10"), ["a"], "2024-01-01 00:00:00+00",
     )  # fmt: skip
     assert rows_of(warehouse, "SELECT count(*), sum(total) FROM t") == [(5, Decimal("15.10"))]
+
+
+def test_hard_values_reach_postgres(server, warehouse_url, warehouse, tmp_path):
+    add_hard_values(server)
+    made = SimpleNamespace(connector=lambda: create_connector(config(server)))
+    outcome = run_job(warehouse_url, tmp_path, made, protocol="clickhouse", query="hard")
+    assert outcome.error is None
+    names = "u64, i128, u256, d38, d76, s, fs, u, i6, d32, dt, t6, tm"
+    texts = ", ".join(f"{name}::text" for name in names.split(", "))
+    first, second = rows_of(warehouse, f"SELECT {texts} FROM t ORDER BY id")
+    assert first == (
+        str(2**64 - 1), str(-(2**127)), str(2**256 - 1), "1234567890123456789012345678.0123456789",
+        "123456789012345678901234567890123456.0000000000000000000000000000000000000001", HOSTILE,
+        "\\x61620000", "550e8400-e29b-11d4-a716-446655440000", "::ffff:1.2.3.4/128", "1900-01-01",
+        "2024-07-01 10:00:00+00", "2024-07-01 03:00:00.000001+00", "-112:34:56.125",
+    )  # fmt: skip
+    assert set(second) == {None}
+
+
+def test_a_profile_that_fixes_settings_refuses_only_what_needs_them(server, source):
+    connector = source()
+    known = connector.client.server.server_settings
+    name = "output_format_json_quote_denormals"
+    known[name] = SimpleNamespace(name=name, value="0", readonly=1)
+    assert read(connector, "SELECT 1 AS a")[0].rows() == [(1,)]
+    with pytest.raises(QueryFailed, match=f"may not change the setting {name}") as caught:
+        read(connector, "SELECT [1.5] AS a")
+    assert "readonly = 2" in caught.value.hint

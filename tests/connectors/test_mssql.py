@@ -9,10 +9,12 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from types import SimpleNamespace
@@ -305,6 +307,19 @@ def test_each_layer_of_a_failed_connection_is_named(source):
     assert layer(port=free) == "port"
     assert layer(password="secret-word") == "login"
     assert layer(trust_server_certificate=False) == "tls"
+
+
+def test_ctrl_c_is_heard_while_a_server_is_silent(monkeypatch):
+    monkeypatch.setattr(mssql, "LOGIN_SECONDS", 5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+        connector = create_connector(config(silent.getsockname()[1]))
+        timer.start()
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            connector.connect()
+        assert time.monotonic() - begun < 4
+        timer.join()
 
 
 def test_a_missing_system_library_is_told_with_its_package(tmp_path):
