@@ -129,7 +129,9 @@ def send(
         except (httpx2.TransportError, OSError) as error:
             raise _unreachable(client, url, error) from None
         except httpx2.InvalidURL as error:
-            raise QueryFailed(f"{url} is no address", why=str(error)) from None
+            raise QueryFailed(
+                f"{client.server.where} has no such address", why=str(error), hint="check the query"
+            ) from None
         if not response.has_redirect_location:
             return _accepted(client, response, url)
         finish(client, response)

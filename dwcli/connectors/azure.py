@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._objects import (
@@ -27,12 +27,17 @@ TYPING = "inferred"
 STREAMING = True
 
 
-class Config(ObjectsConfig):
-    """Files in a container of Azure Blob Storage."""
+class Place(BaseModel):
+    """What is asked first."""
 
     container: str = Field(min_length=1, description="container")
     account_name: str = Field(min_length=1, description="storage account")
     account_key: SecretStr = Field(SecretStr(""), description="key of the account")
+
+
+class Config(ObjectsConfig, Place):
+    """Files in a container of Azure Blob Storage."""
+
     sas_token: SecretStr = Field(
         SecretStr(""),
         description="shared access signature, instead of a key",

@@ -37,7 +37,8 @@ class Config(ConnectorConfig, FileFields):
     def _path_is_local(cls, value: str) -> str:
         scheme, separator, _ = value.partition("://")
         if separator:
-            raise ValueError(f"{scheme}:// is no file on this machine; use the protocol {scheme}")
+            protocol = "url" if scheme in ("http", "https") else scheme
+            raise ValueError(f"{scheme}:// is no file on this machine; use the protocol {protocol}")
         return value
 
 

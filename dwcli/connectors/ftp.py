@@ -28,10 +28,10 @@ from dwcli.connectors._remote_files import (
     read_remote,
 )
 from dwcli.contract import LOCAL_PATH, Cursor, IngestedItem, Resource
-from dwcli.errors import ConnectionFailed, ResourceMissing, SourceData
+from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData
 
 TITLE = "FTP"
-TRIED = "pyftpdlib 2.2"
+TRIED = "pyftpdlib 2.2, vsftpd 3.0"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
@@ -39,7 +39,8 @@ STREAMING = True
 _CHUNK = 1024 * 1024
 #: After this long without a word, the server is asked whether it still listens.
 _IDLE_SECONDS = 30.0
-_NETWORK = (OSError, EOFError, ftplib.error_temp, ftplib.error_proto)
+#: What ends a connection, where nothing else is made of it nearer to its cause.
+_NETWORK = (OSError, EOFError, ftplib.Error)
 _UNIX_LINE = re.compile(
     r"(?P<kind>[-dlbcps])\S{9,}\s+\d+\s+.*?\s(?P<size>\d+)\s+(?P<time>\w{3}\s+\d+\s+[\d:]+|\d{4}-\S+\s+[\d:.]+)\s"
     r"(?P<name>.+)"
@@ -264,8 +265,9 @@ def _stop(client: Client) -> None:
 def _lost(client: Client, error: BaseException) -> ConnectionFailed:
     client.used = float("-inf")
     timeout = isinstance(error, TimeoutError)
+    refused = isinstance(error, ftplib.error_perm | ftplib.error_temp)
     return ConnectionFailed(
-        f"{client.config.host} does not answer any more",
+        f"{client.config.host} {'refuses to go on' if refused else 'does not answer any more'}",
         layer="lost",
         why=f"nothing came for {client.config.timeout_seconds:g} s" if timeout else _answer(error),
         hint="run again: nothing that is loaded is fetched twice",
@@ -280,6 +282,8 @@ def _answer(error: BaseException) -> str:
 
 
 def _absolute(client: Client, path: str) -> str:
+    if "\n" in path or "\r" in path:
+        raise QueryFailed(f"FTP has no word for the name {path!r}", hint="rename it")
     return path if path.startswith("/") and client.server.absolute else join(client.base, path.strip("/"))
 
 

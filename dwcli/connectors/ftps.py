@@ -12,7 +12,7 @@ from dwcli.connectors.ftp import close, connect, describe, discover, read
 __all__ = ["Config", "close", "connect", "describe", "discover", "read"]
 
 TITLE = "FTPS (FTP over TLS)"
-TRIED = "pyftpdlib 2.2"
+TRIED = "pyftpdlib 2.2, vsftpd 3.0 with TLS"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True

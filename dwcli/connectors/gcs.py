@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._objects import (
@@ -27,8 +27,8 @@ TYPING = "inferred"
 STREAMING = True
 
 
-class Config(ObjectsConfig):
-    """Files in a bucket of Google Cloud Storage."""
+class Place(BaseModel):
+    """What is asked first."""
 
     bucket: str = Field(min_length=1, description="bucket")
     service_account_file: str = Field(
@@ -39,6 +39,11 @@ class Config(ObjectsConfig):
     service_account_info: SecretStr = Field(
         SecretStr(""), description="the same key as JSON text", json_schema_extra={"advanced": True}
     )
+
+
+class Config(ObjectsConfig, Place):
+    """Files in a bucket of Google Cloud Storage."""
+
     anonymous: bool = Field(
         False, description="whether the bucket is public", json_schema_extra={"advanced": True}
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._objects import (
@@ -26,16 +26,21 @@ TYPING = "inferred"
 STREAMING = True
 
 
-class Config(ObjectsConfig):
-    """Files in an S3 bucket."""
+class Place(BaseModel):
+    """What is asked first."""
 
     bucket: str = Field(min_length=1, description="bucket")
     access_key_id: str = Field("", description="access key; the environment's or the machine's if empty")
     secret_access_key: SecretStr = Field(SecretStr(""), description="secret access key")
+    region: str = Field("us-east-1", description="region of the bucket")
+
+
+class Config(ObjectsConfig, Place):
+    """Files in an S3 bucket."""
+
     session_token: SecretStr = Field(
         SecretStr(""), description="token of temporary keys", json_schema_extra={"advanced": True}
     )
-    region: str = Field("us-east-1", description="region of the bucket")
     anonymous: bool = Field(
         False, description="whether the bucket is public", json_schema_extra={"advanced": True}
     )

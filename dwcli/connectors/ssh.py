@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TITLE = "SFTP (SSH)"
 ALIASES = ("sftp",)
 EXTRA = "ssh"
-TRIED = "asyncssh 2.24 as the server"
+TRIED = "OpenSSH 9.2"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True

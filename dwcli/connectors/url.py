@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._background import stop
@@ -42,8 +42,8 @@ STREAMING = True
 _MAGIC = set("*?[")
 
 
-class Config(WebConfig):
-    """Data files on a web server."""
+class Address(BaseModel):
+    """What is asked first."""
 
     url: str = Field(description="address of a file, or of a folder that files are named below")
 
@@ -51,6 +51,10 @@ class Config(WebConfig):
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         return checked_address(value)
+
+
+class Config(WebConfig, Address):
+    """Data files on a web server."""
 
 
 Client = WebClient
@@ -137,7 +141,8 @@ def _address(client: Client, query: str) -> str:
             hint="name each file in a pipeline of its own; for WebDAV servers there is protocol: webdav",
         )
     target = urljoin(base, query)
-    folder = base.rpartition("/")[0] + "/"
+    parts = urlsplit(base)
+    folder = f"{parts.scheme}://{parts.netloc}{parts.path.rpartition('/')[0]}/"
     if not target.startswith(folder) or ".." in unquote(urlsplit(target).path).split("/"):
         raise QueryFailed(f"{query} is not below {folder}", hint="make it a source of its own")
     return target

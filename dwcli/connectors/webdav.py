@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._background import stop
@@ -53,8 +53,8 @@ _ASK = (
 )
 
 
-class Config(WebConfig):
-    """Files on a WebDAV server."""
+class Address(BaseModel):
+    """What is asked first."""
 
     base_url: str = Field(description="address of the server's folder, such as https://host/dav")
     remote_base_path: str = Field("", description="folder that all paths are below")
@@ -63,6 +63,10 @@ class Config(WebConfig):
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         return checked_address(value)
+
+
+class Config(WebConfig, Address):
+    """Files on a WebDAV server."""
 
 
 Client = WebClient

@@ -19,7 +19,7 @@ import pytest
 
 from dwcli.connectors import create_connector
 from dwcli.contract import Cursor, IngestedItem
-from dwcli.errors import QueryFailed, ResourceMissing, SourceData
+from dwcli.errors import DwError, QueryFailed, ResourceMissing, SourceData
 from dwcli.pipeline.project import run_project
 from dwcli.pipeline.record import RunOptions
 from dwcli.project import load_project, select
@@ -266,10 +266,32 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(name):
         list_remote(listed_by(["a.csv", name]), "*.csv", "auto")
 
 
+@pytest.mark.parametrize(
+    ("path", "protocol"),
+    [("https://h/a.csv", "url"), ("s3://b/a.csv", "s3"), ("sftp://h/a.csv", "ssh"), ("ftps://h/a", "ftps")],
+)
+def test_files_says_which_protocol_an_address_belongs_to(path, protocol):
+    from dwcli.connectors import resolve_name
+
+    with pytest.raises(DwError) as caught:
+        create_connector({"protocol": "files", "path": path})
+    named = caught.value.message.partition("use the protocol ")[2].split()[0]
+    assert resolve_name(named) == protocol
+
+
+@pytest.mark.parametrize("protocol", ["ftp", "ftps", "ssh", "webdav", "url", "s3", "gcs", "azure"])
+def test_the_first_question_is_where_the_files_are(protocol):
+    from dwcli.connectors import load
+
+    fields = load(protocol).Config.model_fields
+    asked = [n for n, f in fields.items() if not (f.json_schema_extra or {}).get("advanced")]
+    assert asked[0] in ("host", "base_url", "url", "bucket", "container")
+    assert fields[asked[0]].is_required()
+
+
 def test_no_room_for_a_file_is_told_with_where_to_find_some(monkeypatch, tmp_path):
     from dwcli.connectors import _remote_files
     from dwcli.connectors._formats.items import Listed
-    from dwcli.errors import DwError
 
     def full(number: int, chunk: bytes) -> int:
         raise OSError(28, "No space left on device")
