@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from dwcli.errors import ConnectionFailed
+
+Answer = TypeVar("Answer")
+
+#: How often somebody who waits for an answer looks whether it is still wanted.
+PATIENCE_SECONDS = 0.2
+
+
+def answered(call: Callable[[], Answer], closing: threading.Event) -> Answer:
+    """What `call` returns or raises; ConnectionFailed as soon as `closing` is set.
+
+    A service may take minutes before its first byte, and `requests` cannot be woken from that. So it
+    waits in a thread of its own, which is left behind, and whose answer nobody reads.
+    """
+    found: queue.Queue[tuple[bool, object]] = queue.Queue()
+
+    def wait() -> None:
+        try:
+            found.put((True, call()))
+        except Exception as error:
+            found.put((False, error))
+
+    threading.Thread(target=wait, daemon=True, name="dw-answer").start()
+    while not closing.is_set():
+        try:
+            good, value = found.get(timeout=PATIENCE_SECONDS)
+        except queue.Empty:
+            continue
+        if good:
+            return value  # type: ignore[return-value]  # what `call` returned
+        assert isinstance(value, Exception)
+        raise value
+    raise ConnectionFailed("the read was stopped", layer="lost")
 
 
 def unreachable(error: Exception, url: str, stopped: bool = False) -> ConnectionFailed:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from dwcli.connectors._web import unreachable
+from dwcli.connectors._web import answered, unreachable
 from dwcli.connectors._within import within
 from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
@@ -239,7 +239,7 @@ def _asked(client: Client, url: str, parameters: Sequence[tuple[str, str]]) -> b
     from gspread.exceptions import APIError
 
     try:
-        response = client.http.request("get", url, params=list(parameters))
+        response = answered(lambda: client.http.request("get", url, params=list(parameters)), client.closing)
         return bytes(response.content)
     except APIError as error:
         return _refused(client, error.response)

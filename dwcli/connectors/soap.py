@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 
-from dwcli.connectors._web import unreachable
+from dwcli.connectors._web import answered, unreachable
 from dwcli.connectors._within import within
 from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
@@ -420,10 +420,8 @@ def _call(client: Client, name: str, arguments: dict[str, Any]) -> Any:
     import requests
     import zeep
 
-    if client.closing.is_set():
-        raise ConnectionFailed("the read was stopped", layer="lost")
     try:
-        answer = client.service[name](**arguments)
+        answer = answered(lambda: client.service[name](**arguments), client.closing)
     except requests.RequestException as error:
         raise unreachable(error, _address(client), client.closing.is_set()) from None
     except (zeep.exceptions.Error, TypeError, ValueError, AttributeError) as error:

@@ -132,6 +132,8 @@ class Service:
     #: bytes of the answer after which the connection is cut, or the service waits for `waiting`
     cut: bool = False
     stall: threading.Event | None = None
+    #: the service says nothing until this is set
+    silent: threading.Event | None = None
     stalled: threading.Event = field(default_factory=threading.Event)
     asked: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -173,6 +175,10 @@ class Handler(BaseHTTPRequestHandler):
         service.asked.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
         service.headers.append(dict(self.headers.items()))
         if not self.let_in():
+            return
+        if service.silent is not None:
+            service.stalled.set()
+            service.silent.wait(60)
             return
         self.send_response(service.status)
         self.send_header("Content-Type", service.content_type)

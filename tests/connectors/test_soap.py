@@ -360,9 +360,11 @@ def test_a_cut_connection_is_an_error(service, source):
     assert caught.value.layer == "lost"
 
 
-def test_closing_ends_a_read_under_way(service, source):
+@pytest.mark.parametrize("silent", [True, False])
+def test_closing_ends_a_read_under_way(service, source, silent):
     service.body = "<GetOrdersResponse><orders>" + "<order><id>1</id></order>" * 20_000
     service.stall = threading.Event()
+    service.silent = service.stall if silent else None
     connector = source(batch_bytes=64 * 1024)
     failed = []
 
