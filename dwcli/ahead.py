@@ -17,13 +17,13 @@ JOIN_SECONDS = 5.0
 
 
 def ahead(
-    pieces: Iterable[Piece], depth: int = 1, interrupt: Callable[[], None] | None = None
+    pieces: Iterable[Piece], depth: int = 1, stop: Callable[[], None] | None = None
 ) -> Generator[Piece, None, None]:
     """Yield the pieces in order while a thread makes the next ones, at most `depth` waiting.
 
     An exception from `pieces` is raised here, in its place. Closing this generator stops the thread
     and closes `pieces` in the thread that ran it.
-    interrupt: ends what the thread may be waiting for; called when the pieces are left before their end.
+    stop: ends what the thread may be waiting for; called when the pieces are left before their end.
     """
     waiting: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
     unwanted = threading.Event()
@@ -45,8 +45,8 @@ def ahead(
             yield value  # type: ignore[misc]  # what `_work` puts beside "piece" is a Piece
     finally:
         unwanted.set()
-        if interrupt is not None and not ended:
-            interrupt()
+        if stop and not ended:
+            stop()
         _drain(waiting)
         worker.join(JOIN_SECONDS)
 

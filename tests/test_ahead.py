@@ -26,7 +26,7 @@ def pieces():
     wanted.wait(60)
     yield 1
 
-next(ahead(pieces(), interrupt=wanted.set))
+next(ahead(pieces(), stop=wanted.set))
 """
 
 
@@ -49,7 +49,7 @@ def test_what_the_thread_waits_for_is_interrupted_when_nobody_wants_it():
         begun.set()
         interrupted.wait(60)
 
-    found = ahead(pieces(), interrupt=interrupted.set)
+    found = ahead(pieces(), stop=interrupted.set)
     next(found)
     assert begun.wait(10)
     started = time.monotonic()
@@ -59,7 +59,7 @@ def test_what_the_thread_waits_for_is_interrupted_when_nobody_wants_it():
 
 def test_a_read_to_the_end_is_not_interrupted():
     interrupted = threading.Event()
-    assert list(ahead(range(5), interrupt=interrupted.set)) == [0, 1, 2, 3, 4]
+    assert list(ahead(range(5), stop=interrupted.set)) == [0, 1, 2, 3, 4]
     assert not interrupted.is_set()
 
 

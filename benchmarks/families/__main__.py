@@ -100,7 +100,7 @@ def measure_one(
         dw = Path(sys.executable).parent / "dw"
         command = [str(dw), "-C", str(project), "run", SOURCE, "--json", "--progress", "none"]
     else:
-        command = [sys.executable, str(PLAIN / f"{name}.py")]
+        command = [sys.executable, str(PLAIN / f"read_{name}.py")]
     cost = run(command, {**filled.variables, "TARGET_URL": target, "TZ": "UTC"}, folder, log)
     result.exact &= arrived(target) == (given.rows, round(total(given.rows), 2))
     return cost
@@ -144,7 +144,7 @@ def page(results: dict[str, Result], rows: int, rounds: int) -> str:
             lines.append(f"{head} | | | | | | left out: {result.reason} |")
             continue
         ours, plain = (middle(result.costs[who]) for who in ("dw", "plain"))
-        title = (PLAIN / f"{name}.py").read_text("utf-8").split("\n", 1)[0].lstrip("# ")
+        title = (PLAIN / f"read_{name}.py").read_text("utf-8").split("\n", 1)[0].lstrip("# ")
         lines.append(
             f"{head} {rows / ours.wall:,.0f} | {ours.peak:.0f} | {title} | {rows / plain.wall:,.0f} |"
             f" {plain.peak:.0f} | {plain.wall / ours.wall:.2f} | {'yes' if result.exact else 'NO'} |"

@@ -343,7 +343,7 @@ def _arriving(server: Server, files: Sequence[Listed]) -> Generator[Fetched, Non
     lanes = min(server.parallel if small else 1, len(files))
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(closing(ahead(map(partial(fetch, server), lane), interrupt=server.stop)))
+            stack.enter_context(closing(ahead(map(partial(fetch, server), lane), stop=server.stop)))
             for lane in (files[number::lanes] for number in range(lanes))
         ]
         for number in range(len(files)):

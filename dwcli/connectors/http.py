@@ -341,7 +341,7 @@ def _frames(
     name = _name(query if not target_of(query).graphql else config.base_url)
     rows: list[Row] = []
     size = 0
-    with closing(ahead(arriving, interrupt=lambda: sending.stop(client))) as fetched:
+    with closing(ahead(arriving, stop=lambda: sending.stop(client))) as fetched:
         for page, added in fetched:
             for some, length in rows_in(page.rows, name, block):
                 rows += _made(config, some, page.node, added, names, name)

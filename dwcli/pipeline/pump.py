@@ -43,7 +43,7 @@ def pump(run: Run, result: IngestionResult, load: Load, hang_up: Callable[[], No
     run.marker = open_snapshot(today, stem)
     run.emit(StageStarted(job.pipeline, "extract"))
     items = ahead(_limited(run, _timed(run, result)))
-    with contextlib.closing(ahead(_stage(run, items, today, stem), interrupt=hang_up)) as staged:
+    with contextlib.closing(ahead(_stage(run, items, today, stem), stop=hang_up)) as staged:
         for batch in staged:
             began = time.monotonic()
             rows = load_frame(load, batch.frame, batch.types, batch.path.name, batch.at)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_family_has_a_plain_script_that_says_what_it_is():
     for name in FAMILIES:
-        text = (ROOT / "benchmarks" / "families" / "plain" / f"{name}.py").read_text("utf-8")
+        text = (ROOT / "benchmarks" / "families" / "plain" / f"read_{name}.py").read_text("utf-8")
         assert text.startswith("# ")
 
 
