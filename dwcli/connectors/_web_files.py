@@ -6,6 +6,7 @@ Everything is asked in the background loop, so that a silent server can be left 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,12 @@ from dwcli.connectors._background import Background, ask, end, later, start, sto
 from dwcli.connectors._remote_files import TIMEOUT_SECONDS, RemoteFileConfig, Server
 from dwcli.contract import LOCAL_PATH
 from dwcli.errors import ConnectionFailed, QueryFailed
+from dwcli.log import get_logger
 
 if TYPE_CHECKING:
     import httpx2
+
+_log = get_logger(__name__)
 
 MOST_REDIRECTS = 5
 _CHUNK = 1024 * 1024
@@ -79,6 +83,10 @@ def web_client(config: WebConfig, base: str) -> WebClient:
     """Connections to the server of `base`; nothing is asked yet. Raises ImportError without httpx2."""
     import httpx2
 
+    _keep_quiet()
+    host = urlsplit(base).hostname or ""
+    if base.startswith("http://") and _has_credentials(config) and not _is_this_machine(host):
+        _log.warning("credentials go to %s over http, which anyone on the way can read; use https", host)
     verify = True if not config.ca_file else ssl.create_default_context(cafile=_ca_file(config))
     http = httpx2.AsyncClient(
         verify=verify,
@@ -86,6 +94,21 @@ def web_client(config: WebConfig, base: str) -> WebClient:
         follow_redirects=False,
     )
     return WebClient(config, base.rstrip("/"), start(), http)
+
+
+def _keep_quiet() -> None:
+    """The driver logs the address of every request, in which a token may stand."""
+    logger = logging.getLogger("httpx2")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
+
+
+def _has_credentials(config: WebConfig) -> bool:
+    return bool(config.username or config.token.get_secret_value() or config.headers)
+
+
+def _is_this_machine(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _ca_file(config: WebConfig) -> str:

@@ -29,12 +29,15 @@ from dwcli.connectors._remote_files import (
 )
 from dwcli.contract import LOCAL_PATH, Cursor, IngestedItem, Resource
 from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData
+from dwcli.log import get_logger
 
 TITLE = "FTP"
 TRIED = "pyftpdlib 2.2, vsftpd 3.0"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
+
+_log = get_logger(__name__)
 
 _CHUNK = 1024 * 1024
 #: After this long without a word, the server is asked whether it still listens.
@@ -240,6 +243,10 @@ def _encrypt(ftp: _Connection, config: Config) -> None:
                 why=_answer(error),
                 hint="where the password may be read on the way: tls: off",
             ) from None
+        if config.password.get_secret_value():
+            _log.warning(
+                "%s offers no TLS: anyone on the way can read the password and the files", config.host
+            )
     except ssl.SSLCertVerificationError as error:
         raise ConnectionFailed(
             f"the certificate of {config.host} cannot be trusted",

@@ -120,7 +120,7 @@ def ftp_place(folder: Path, tls: Certificates | None = None, **more: Any) -> Ite
 
     def serve() -> None:
         while not done.is_set():
-            server.serve_forever(timeout=0.02, blocking=False, handle_exit=False)
+            loop.loop(timeout=0.02, blocking=False)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()

@@ -55,6 +55,14 @@ def test_a_certificate_for_another_host_is_refused(tmp_path):
         assert refused(place.config, ca_file=str(tls.authority)).layer == "tls"
 
 
+def test_a_password_in_plain_text_is_warned_of(tmp_path, caplog):
+    with ftp_place(tmp_path) as place:
+        place.write("a.csv", b"id\n1\n")
+        assert ids(place.config) == [1]
+    assert "anyone on the way can read the password" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
 def test_ftps_never_goes_on_without_tls(tmp_path):
     with ftp_place(tmp_path) as place:
         assert refused(place.config, protocol="ftps").layer == "tls"
