@@ -319,17 +319,18 @@ COLUMNS_SQL = """
         c.is_nullable
     FROM sys.columns c JOIN sys.types t ON t.user_type_id = c.user_type_id
         LEFT JOIN sys.types b ON b.user_type_id = c.system_type_id
-    ORDER BY c.object_id, c.column_id
+    WHERE 1 = 1 {only} ORDER BY c.object_id, c.column_id
 """
 INDEXES_SQL = """
     SELECT i.object_id, i.index_id, i.is_primary_key, i.is_unique, c.name, c.is_nullable
     FROM sys.indexes i
         JOIN sys.index_columns k ON k.object_id = i.object_id AND k.index_id = i.index_id
         JOIN sys.columns c ON c.object_id = k.object_id AND c.column_id = k.column_id
-    WHERE k.key_ordinal > 0 AND i.has_filter = 0 ORDER BY i.object_id, i.index_id, k.key_ordinal
+    WHERE k.key_ordinal > 0 AND i.has_filter = 0 {only} ORDER BY i.object_id, i.index_id, k.key_ordinal
 """
 ROWS_SQL = """
-    SELECT object_id, SUM(rows) AS n FROM sys.partitions WHERE index_id IN (0, 1) GROUP BY object_id
+    SELECT c.object_id, SUM(c.rows) AS n FROM sys.partitions c WHERE c.index_id IN (0, 1) {only}
+    GROUP BY c.object_id
 """
 RESULT_SQL = """
     SELECT name, system_type_name, user_type_name, is_nullable, max_length, precision, scale
@@ -363,7 +364,7 @@ def describe(client: Client, query: str) -> Resource:
     Raises ResourceMissing, QueryFailed.
     """
     with _errors(client.config, query):
-        catalogue = _catalogue(client)
+        catalogue = _catalogue(client, query)
         source = _source(client, query, catalogue)
     if source.table is not None:
         return _resource(catalogue, source.table)
@@ -388,11 +389,22 @@ def _fetched(client: Client, sql: str) -> list[Any]:
         return list(cursor.execute(sql).fetchall())
 
 
-def _catalogue(client: Client) -> _Catalogue:
+def _catalogue(client: Client, query: str | None = None) -> _Catalogue:
+    """All tables and views, and the details of all, or of the one that a query names."""
     import mssql_python
 
+    tables: dict[_Name, tuple[int, str]] = {
+        (schema, name): (table, "view" if kind.strip() == "V" else "table")
+        for schema, name, table, kind in _fetched(client, TABLES_SQL)
+    }
+    only = ""
+    if query is not None:
+        found = _find(query, list(tables))
+        only = f"AND c.object_id = {tables[found][0] if found else 0}"
     columns: dict[int, list[Declared]] = defaultdict(list)
-    for table, name, type_, base, length, precision, scale, nullable in _fetched(client, COLUMNS_SQL):
+    for table, name, type_, base, length, precision, scale, nullable in _fetched(
+        client, COLUMNS_SQL.format(only=only)
+    ):
         kind = base or type_
         columns[table].append(
             Declared(
@@ -400,16 +412,12 @@ def _catalogue(client: Client) -> _Catalogue:
             )
         )
     indexes: dict[int, dict[int, list[tuple[Any, ...]]]] = defaultdict(lambda: defaultdict(list))
-    for table, index, *facts in _fetched(client, INDEXES_SQL):
+    for table, index, *facts in _fetched(client, INDEXES_SQL.format(only=only)):
         indexes[table][index].append(tuple(facts))
     try:
-        rows = {table: int(n) for table, n in _fetched(client, ROWS_SQL)}
+        rows = {table: int(n) for table, n in _fetched(client, ROWS_SQL.format(only=only))}
     except mssql_python.Error:
         rows = {}
-    tables: dict[_Name, tuple[int, str]] = {
-        (schema, name): (table, "view" if kind.strip() == "V" else "table")
-        for schema, name, table, kind in _fetched(client, TABLES_SQL)
-    }
     return _Catalogue(tables, columns, indexes, rows)
 
 
@@ -506,7 +514,7 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
 
     config = client.config
     with _errors(config, query):
-        source = _source(client, query, _catalogue(client))
+        source = _source(client, query, _catalogue(client, query))
         source = replace(source, columns=picked(source.columns, only))
     columns = [(c.name, postgres_type(c)) for c in source.columns]
     connection = _open(config)
