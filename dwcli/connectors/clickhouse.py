@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import io
 import itertools
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -134,6 +135,8 @@ def connect(config: Config) -> Client:
         from clickhouse_connect.driver.exceptions import ClickHouseError
     except ImportError as error:
         raise driver_missing("clickhouse", error) from None
+    # The driver logs the traceback of a failed request, which would land on the screen.
+    logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
     try:
         server = clickhouse_connect.get_client(
             interface="https" if config.tls else "http",
@@ -169,8 +172,7 @@ def _refused(config: Config, error: Exception) -> ConnectionFailed:
     """Which layer a failed login belongs to, with what to do about it."""
     where = f"{config.host}:{config.port}"
     code, why = _code_and_text(error)
-    cause = f"{error.__cause__ or ''} {why}"
-    if "SSL" in cause or "certificate" in cause.lower():
+    if "SSL" in why or "certificate" in why.lower():
         hint = "check the port and tls; for an authority of your own, set tls_ca"
         return ConnectionFailed(f"no TLS with {where}", layer="tls", why=why, hint=hint)
     if code in LOGIN:
@@ -190,7 +192,8 @@ def _refused(config: Config, error: Exception) -> ConnectionFailed:
 
 
 def _code_and_text(error: Exception) -> tuple[int, str]:
-    text = str(error)
+    # Of a failed request the driver tells only that it failed; its cause knows why.
+    text = str(error.__cause__ or error)
     match = re.search(r"[Cc]ode: (\d+)", text)
     code = getattr(error, "code", None) or (int(match[1]) if match else 0)
     return int(code), text.split("server response: ", 1)[-1][:500]

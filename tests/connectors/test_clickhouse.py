@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import subprocess
+import sys
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -463,3 +465,22 @@ def test_a_profile_that_fixes_settings_refuses_only_what_needs_them(server, sour
     with pytest.raises(QueryFailed, match=f"may not change the setting {name}") as caught:
         read(connector, "SELECT [1.5] AS a")
     assert "readonly = 2" in caught.value.hint
+
+
+def test_a_port_that_is_no_clickhouse_is_told_without_a_traceback():
+    script = (
+        "import socket, threading\n"
+        "from dwcli.connectors import create_connector\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "def serve():\n"
+        "    for _ in range(9):\n"
+        "        with server.accept()[0] as connection:\n"
+        "            connection.recv(9); connection.sendall(b'SSH-2.0-x\\r\\n')\n"
+        "threading.Thread(target=serve, daemon=True).start()\n"
+        "config = dict(protocol='clickhouse', host='127.0.0.1', port=server.getsockname()[1])\n"
+        "try: create_connector(config).connect()\n"
+        "except Exception as error: print(error.layer, error.why)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("port ") and "SSH-2.0" in done.stdout
+    assert done.stderr == ""
