@@ -115,7 +115,7 @@ def cautions(resource: Resource, key: Collection[str], cursor: str | None, write
     if column is not None and column.type == "timestamp":
         found.append(f"{cursor} has no time zone: it is read as UTC unless the source says otherwise")
     if cursor and write == "merge":
-        found.append("rows deleted in the source will stay in the warehouse (a cursor cannot see deletes)")
+        found.append("rows deleted in the source stay in the warehouse (deletes: soft or hard compares keys)")
     if cursor and write == "append" and not key:
         found.append("without a key, a row that is read twice is there twice")
     return found

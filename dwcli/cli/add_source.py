@@ -68,7 +68,7 @@ def add_source(
     ] = None,
     write: Annotated[
         list[str] | None,
-        typer.Option("--write", metavar="append|replace|merge", help="How new rows meet the table."),
+        typer.Option("--write", metavar="append|replace|merge|scd2", help="How new rows meet the table."),
     ] = None,
     key: Annotated[
         list[str] | None,
