@@ -7,6 +7,7 @@ holds the values, 0600 and git-ignored.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import stat
@@ -123,7 +124,7 @@ def environment(env_file: Path | None) -> dict[str, str]:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Take every secret out of a text, also where it stands URL-encoded or as base64."""
+    """Take every secret out of a text, also where it stands URL-encoded, as JSON or as base64."""
     forms = {
         form
         for secret in secrets
@@ -133,6 +134,8 @@ def redact(text: str, secrets: Iterable[str]) -> str:
             quote(secret, safe=""),
             quote_plus(secret),
             repr(secret)[1:-1],
+            json.dumps(secret)[1:-1],
+            json.dumps(secret, ensure_ascii=False)[1:-1],
             base64.b64encode(secret.encode()).decode(),
         )
     }

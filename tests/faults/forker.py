@@ -20,6 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 Forker = subprocess.Popen[str]
+#: The real program, where a run is to be a process from its first moment.
+DW = [sys.executable, "-m", "dwcli"]
 
 
 @dataclass(frozen=True)
