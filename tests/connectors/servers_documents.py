@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
@@ -172,8 +173,55 @@ def bolt_server(folder):
         Path(library).chmod(0o755)
     own, port = free_port(), low_free_port()
     fixed = ["--bind", "127.0.0.1", "--port", str(own), "--save", "", "--dir", str(folder)]
-    with running([program, *fixed, "--loadmodule", library, "BOLT_PORT", str(port)], port, folder / "log"):
-        yield port
+    command = [program, *fixed, "--loadmodule", library, "BOLT_PORT", str(port)]
+    with running(command, port, folder / "log"), greeted(port) as outer:
+        yield outer
+
+
+@contextlib.contextmanager
+def greeted(port):
+    """The port of a proxy to a Bolt server that does not always hear a greeting: it is greeted again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=_greet_all, args=(listener, port), daemon=True)
+        accepting.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    accepting.join()
+
+
+def _greet_all(listener, port):
+    pumps = []
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            break
+        pumps.append(threading.Thread(target=_greet, args=(client, port), daemon=True))
+        pumps[-1].start()
+    for pump in pumps:
+        pump.join(5)
+
+
+def _greet(client, port):
+    with client:
+        greeting = client.recv(20, socket.MSG_WAITALL)
+        for _ in range(20 if len(greeting) == 20 else 0):
+            with socket.create_connection(("127.0.0.1", port)) as server:
+                server.sendall(greeting)
+                if not select.select([server], [], [], 1.0)[0]:
+                    continue
+                _exchange(client, server)
+            return
+
+
+def _exchange(client, server):
+    with contextlib.suppress(OSError):
+        while True:
+            for one in select.select([client, server], [], [])[0]:
+                data = one.recv(65536)
+                if not data:
+                    return
+                (server if one is client else client).sendall(data)
 
 
 @pytest.fixture
