@@ -127,6 +127,7 @@ def run(
         else:
             _run_one_query(one, warehouse, progress)
         return
+    from dwcli.cli._record import rows_before
     from dwcli.cli._warehouse import warehouse_url_for
     from dwcli.pipeline import RunOptions, run_project
     from dwcli.project import load_project
@@ -142,7 +143,7 @@ def run(
         _show_plans(plan_project(project, chosen, url, options), alone)
         return
     try:
-        with listening(progress, len(chosen)) as emit:
+        with listening(progress, len(chosen), rows_before(project)) as emit:
             results = run_project(project, chosen, url, options, emit)
     except RunStopped as stopped:
         if not stopped.results:
@@ -210,7 +211,9 @@ def _refuse_mixed(given: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
+def listening(
+    progress: PROGRESS, planned: int, before: Mapping[tuple[str, bool], int] | None = None
+) -> Iterator[Emit]:
     """The listener of a run, in the form that was asked for and that stderr can show."""
     from dwcli.events import Event, RunFinished
     from dwcli.render.progress import follow
@@ -229,7 +232,7 @@ def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
         mode == "bars" and not (can_animate() or (progress == "bars" and sys.stderr.isatty()))
     ):
         mode = "log"
-    with follow(mode, planned=planned) as emit:
+    with follow(mode, planned=planned, before=before) as emit:
         yield emit
 
 

@@ -368,7 +368,8 @@ def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
             resource = connector.describe(run.job.query)
             rows, size = resource.row_estimate, resource.bytes_estimate
     crashpoints.reached("described")
-    run.emit(RunStarted(run.job.pipeline, run.id, f"{run.job.schema}.{run.job.table}", rows, size))
+    target = f"{run.job.schema}.{run.job.table}"
+    run.emit(RunStarted(run.job.pipeline, run.id, target, rows, size, cursor.start))
 
 
 # -- the end of a run ---------------------------------------------------------------------------------
