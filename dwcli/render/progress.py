@@ -397,9 +397,11 @@ def _stage_cells(progress: Progress, stage: Stage, bar: int, shown: list[str]) -
         "part": f"{far:.0%}" if far is not None and rows else "",
         "left": "done" if done else f"{clock(left)} left" if left is not None else _hint(progress, stage),
     }
-    moving = ProgressBar(
+    moving: RenderableType = ProgressBar(
         total=None if far is None else 1.0, completed=far or 0.0, width=bar, pulse=far is None
     )
+    if figures["left"] == "finishing" and "left" not in shown:
+        moving = Text("finishing"[:bar])
     return [Text(stage), moving, *(Text(figures[name]) for name in shown)]
 
 

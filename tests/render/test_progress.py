@@ -135,6 +135,7 @@ def test_when_all_is_loaded_the_end_of_the_load_is_still_to_come(screen):
     lines = shown(board, screen, 130)
     assert lines[0].endswith("100%  done")
     assert lines[2].endswith("finishing") and "%" not in lines[2]
+    assert "finishing" in shown(board, screen, 60)[2]
     assert shown(board, screen, 40)[0] == "shop.orders finishing"
 
 
