@@ -22,7 +22,7 @@ import psycopg
 
 from dwcli.connectors import literals
 from dwcli.contract import KEYED, Cursor, Resource
-from dwcli.errors import DwError, LakeError
+from dwcli.errors import LakeError
 from dwcli.events import ignore
 from dwcli.pipeline.cursor import is_trial, where_to_begin
 from dwcli.pipeline.lock import holder
@@ -218,7 +218,7 @@ def plan_run(
     try:
         plan.warnings += _busy(connection, job) + _went_wrong(job, ran)
         plan.waiting, state = _waiting_and_state(run, plan, connection)
-        cursor, loading = where_to_begin(run, connection, state)
+        cursor, loading = where_to_begin(run, connection, state or State())
         plan.reading = _estimated(_reading(job, options, cursor, loading, state), None, options, ran)
         table = read_table(connection, job.schema, job.table)
         plan.meeting = _meeting(job, options, loading, table, connection)
@@ -230,7 +230,7 @@ def plan_run(
         plan.schema = _schema(job, loading, table, resource, connector.protocol, connection)
         plan.warnings += _schema_warnings(job, plan.schema, resource)
         plan.warnings += _size_warnings(job, plan, options)
-    except (DwError, psycopg.Error) as error:
+    except Exception as error:  # of any kind: a connector may be somebody else's
         told = explained(error, run)
         parts = {"code": told.code, "message": told.message, "why": told.why, "hint": told.hint}
         plan.error = {name: redact(text, run.secrets) for name, text in parts.items()}
@@ -242,11 +242,13 @@ def plan_run(
 # -- what would be read --------------------------------------------------------------------------------
 
 
-def _waiting_and_state(run: Run, plan: Plan, connection: psycopg.Connection) -> tuple[list[Waiting], State]:
-    """The snapshots that would be loaded first, and the state after them."""
+def _waiting_and_state(
+    run: Run, plan: Plan, connection: psycopg.Connection
+) -> tuple[list[Waiting], State | None]:
+    """The snapshots that would be loaded first, and the state after them; None where none is kept."""
     job = run.job
     found = states(connection).get(job.pipeline)
-    state = State()
+    state: State | None = None
     if found:
         state = State(
             found["cursor_column"], found["cursor_value"], found["cursor_type"] or "", found["position"]
@@ -281,7 +283,9 @@ def _warehouse_id(connection: psycopg.Connection) -> str | None:
     return str(found[0]) if found else None
 
 
-def _reading(job: Job, options: RunOptions, cursor: Cursor, loading: LoadPlan, state: State) -> Reading:
+def _reading(
+    job: Job, options: RunOptions, cursor: Cursor, loading: LoadPlan, state: State | None
+) -> Reading:
     everything = cursor.start is None and cursor.end is None and cursor.position is None
     return Reading(
         query=job.query,
@@ -293,26 +297,28 @@ def _reading(job: Job, options: RunOptions, cursor: Cursor, loading: LoadPlan, s
     )
 
 
-def _why(job: Job, options: RunOptions, cursor: Cursor, loading: LoadPlan, state: State) -> str:
-    """Why reading begins where it does."""
+def _why(job: Job, options: RunOptions, cursor: Cursor, loading: LoadPlan, state: State | None) -> str:
+    """Why reading begins where it does. state: None where none is kept: a first run, or a reset."""
     if options.start or options.end:
         return "the range that was asked for"
     if cursor.start is not None:
         behind = f", {job.lookback} taken off (lookback)" if job.lookback is not None else ""
-        return f"the last run came as far as {state.value}{behind}"
+        return f"the last run came as far as {state.value if state else cursor.start}{behind}"
     if cursor.position is not None:
         return "the source gives what has not been loaded yet"
     if options.full_refresh:
         return "--full-refresh"
-    if is_trial(state):
+    if state is not None and is_trial(state):
         return "the run before was a trial with --limit"
     if job.write == "replace":
         return "write: replace loads everything anew each time"
+    if state is None:
+        return "nothing has been loaded yet, or its state was reset"
     if not job.cursor:
         return "it has no cursor" + (": all of it is added again" if job.write == "append" else "")
     if state.cursor is not None and state.cursor != job.cursor:
         return f"the cursor is {job.cursor} now, it was {state.cursor}"
-    return "nothing has been loaded yet, or the cursor was reset"
+    return "no cursor value has been reached yet"
 
 
 def _estimated(

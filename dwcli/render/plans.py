@@ -40,7 +40,7 @@ def plan_view(plan: Plan, ascii_only: bool = False) -> RenderableType:
         lines.append(("table", _schema(plan.schema, arrow)))
     if plan.meeting:
         there = plan.meeting.table_rows_estimate
-        now = f"\nabout {count(there, 'row')} there now" if there else ""
+        now = f"\nabout {_roughly(there)} rows there now" if there else ""
         lines.append(("rows", f"{escape(plan.meeting.rows)}\n{escape(plan.meeting.deletes)}{now}"))
     if plan.cost:
         lines.append(("takes", _cost(plan.cost)))

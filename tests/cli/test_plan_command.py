@@ -139,6 +139,33 @@ def test_the_range_and_the_size_come_from_the_state_and_from_earlier_runs(dw, sh
     assert (ranged["cursor_from"], ranged["cursor_to"]) == ("2026-01-01", "2026-01-02")
 
 
+def test_without_a_cursor_it_is_told_that_an_append_adds_everything_again(dw, shop, warehouse):
+    configure(shop, "query: orders, write: append")
+    first = plan(dw, shop, "orders")["reading"]
+    assert (first["everything"], first["why"]) == (
+        True,
+        "nothing has been loaded yet, or its state was reset",
+    )
+    dw("run", "orders", cwd=shop)
+    again = plan(dw, shop, "orders")["reading"]
+    assert (again["everything"], again["why"]) == (True, "it has no cursor: all of it is added again")
+    dw("run", "orders", cwd=shop)
+    assert warehouse.execute("select count(*) from orders").fetchone() == (200,)
+
+
+def test_a_source_that_keeps_its_own_place_gives_what_is_new(dw, shop):
+    (shop / "in").mkdir()
+    (shop / "in" / "one.csv").write_text("id,name\n1,Ada\n2,Grace\n", "utf-8")
+    (shop / "sources" / "in.yaml").write_text(
+        "protocol: files\npath: in\npipelines:\n  people: {query: '*.csv'}\n", "utf-8"
+    )
+    assert plan(dw, shop, "people")["schema"]["typing"] == "inferred"
+    dw("run", "people", cwd=shop)
+    told = plan(dw, shop, "people")["reading"]
+    assert (told["everything"], told["why"]) == (False, "the source gives what has not been loaded yet")
+    assert (told["rows_estimate"], told["estimated_by"]) == (None, None)
+
+
 def test_a_snapshot_that_waits_is_told_and_the_cursor_is_the_one_after_it(dw, shop, warehouse):
     assert dw("run", "orders", cwd=shop, DW_TEST_CRASH_AT="commit").returncode != 0
     told = plan(dw, shop, "orders")
