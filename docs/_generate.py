@@ -31,6 +31,13 @@ def commands() -> str:
     )
 
 
+def documents() -> str:
+    """Every document that `--json` prints, field by field."""
+    from dwcli.cli._json import markdown
+
+    return markdown()
+
+
 def help_of(words: list[str]) -> str:
     """What `dw WORDS --help` prints in 100 columns."""
     done = subprocess.run(

@@ -22,6 +22,8 @@ class RunStarted:
     #: what the source's catalogue expects, None where it does not say
     rows_expected: int | None = None
     bytes_expected: int | None = None
+    #: where the read begins; None for everything
+    cursor_from: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_last(project: Project) -> dict[str, dict[str, Any]]:
-    """Full name → {status, finished_at, rows_loaded, error}; empty where nothing was written yet."""
+    """Full name → {status, finished_at, rows_loaded, rows_read, error}; empty where nothing was written."""
     try:
         found = json.loads((project.private / "last.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -32,10 +32,29 @@ def write_last(project: Project, results: Iterable[Mapping[str, Any]]) -> None:
             "status": result["status"],
             "finished_at": datetime.now(UTC).isoformat(),
             "rows_loaded": result.get("rows_loaded"),
+            "rows_read": _rows_read(known.get(str(result["pipeline_name"]), {}), result),
             "error": error.get("message"),
         }
     project.private.mkdir(mode=0o700, exist_ok=True)
     write_private(project.private / "last.json", json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+
+
+def _rows_read(before: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """What good runs read, the last of each kind: of `everything`, and of what was `new`."""
+    rows: dict[str, Any] = dict(before.get("rows_read") or {})
+    if result["status"] == "success":
+        rows["everything" if result.get("cursor_from") is None else "new"] = result.get("rows_read")
+    return rows
+
+
+def rows_before(project: Project) -> dict[tuple[str, bool], int]:
+    """Rows that each pipeline's last good run from here read, by whether it began at a cursor value."""
+    return {
+        (name, kind == "new"): rows
+        for name, entry in read_last(project).items()
+        for kind, rows in (entry.get("rows_read") or {}).items()
+        if rows
+    }
 
 
 def last_runs_here(project: Project) -> dict[str, list[dict[str, Any]]]:

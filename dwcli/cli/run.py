@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dwcli.events import Emit
+    from dwcli.pipeline.planning import Plan
     from dwcli.project import Pipeline, Project
     from dwcli.render.progress import Mode
 
@@ -47,6 +48,9 @@ def run(
         bool, typer.Option("--allow-shrink", help="Go on though a source has lost most of its rows.")
     ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no more after a failure.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would happen; change nothing anywhere.")
+    ] = False,
     progress: Annotated[PROGRESS, typer.Option(help="How to show the work, on stderr.")] = "auto",
     config: Annotated[
         Path | None,
@@ -118,8 +122,12 @@ def run(
                 hint="dw run --config FILE --query QUERY --source NAME --table TABLE --lake DIR",
             )
         one = OneQuery(str(config), str(query), str(source), str(table), str(lake), schema, pipeline)
-        _run_one_query(one, warehouse, progress)
+        if dry_run:
+            _plan_one_query(one, warehouse)
+        else:
+            _run_one_query(one, warehouse, progress)
         return
+    from dwcli.cli._record import rows_before
     from dwcli.cli._warehouse import warehouse_url_for
     from dwcli.pipeline import RunOptions, run_project
     from dwcli.project import load_project
@@ -129,8 +137,13 @@ def run(
     url = warehouse_url_for(project, warehouse)
     options = RunOptions(full_refresh, start, end, limit, jobs, fail_fast, allow_shrink)
     alone = len(chosen) == 1 and len(names or []) <= 1 and not every_one
+    if dry_run:
+        from dwcli.pipeline.planning import plan_project
+
+        _show_plans(plan_project(project, chosen, url, options), alone)
+        return
     try:
-        with listening(progress, len(chosen)) as emit:
+        with listening(progress, len(chosen), rows_before(project)) as emit:
             results = run_project(project, chosen, url, options, emit)
     except RunStopped as stopped:
         if not stopped.results:
@@ -198,7 +211,9 @@ def _refuse_mixed(given: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
+def listening(
+    progress: PROGRESS, planned: int, before: Mapping[tuple[str, bool], int] | None = None
+) -> Iterator[Emit]:
     """The listener of a run, in the form that was asked for and that stderr can show."""
     from dwcli.events import Event, RunFinished
     from dwcli.render.progress import follow
@@ -217,7 +232,7 @@ def listening(progress: PROGRESS, planned: int) -> Iterator[Emit]:
         mode == "bars" and not (can_animate() or (progress == "bars" and sys.stderr.isatty()))
     ):
         mode = "log"
-    with follow(mode, planned=planned) as emit:
+    with follow(mode, planned=planned, before=before) as emit:
         yield emit
 
 
@@ -244,6 +259,42 @@ def _refresh_completion(project: Project, results: Sequence[Mapping[str, Any]]) 
 
     tables = sorted({str(result["target_table"]) for result in results if result.get("target_table")})
     refresh_completion_cache(project, tables, [str(r["run_id"]) for r in results if r.get("run_id")])
+
+
+# -- what would happen ---------------------------------------------------------------------------------
+
+
+def _show_plans(plans: Iterable[Plan], alone: bool) -> None:
+    """Show each plan as soon as it is made. Exit 1 where something is known that would make a run fail."""
+    from dwcli.pipeline.planning import record
+    from dwcli.render.console import ascii_only, print_json, say
+    from dwcli.render.plans import closing_line, plan_view
+
+    made: list[Plan] = []
+    for plan in plans:
+        made.append(plan)
+        if not settings().json and not (settings().quiet and plan.ok):
+            say(plan_view(plan, ascii_only(sys.stderr)))
+    records = [record(plan) for plan in made]
+    ok = all(plan.ok for plan in made)
+    if result_wanted():
+        print_json(records[0] if alone and records else {"ok": ok, "plans": records})
+    if not settings().json:
+        tell(closing_line(made))
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _plan_one_query(one: OneQuery, warehouse: str | None) -> None:
+    from dwcli.cli._warehouse import warehouse_anywhere
+    from dwcli.pipeline.planning import plan_one
+    from dwcli.pipeline.runner import one_job
+
+    url = warehouse_anywhere(warehouse)[0]
+    job = one_job(
+        {"config_file": one.config}, one.query, one.source, one.table, one.lake, one.schema, one.pipeline
+    )
+    _show_plans([plan_one(job, url)], alone=True)
 
 
 # -- one query, without a project ----------------------------------------------------------------------

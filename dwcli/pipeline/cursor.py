@@ -35,7 +35,7 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
             f"{job.pipeline} has been loaded, so --limit would leave a gap in it",
             hint=f"look at rows without loading them: dw preview {job.pipeline}",
         )
-    anew = options.full_refresh or bool(_trial(state))
+    anew = options.full_refresh or is_trial(state)
     fresh = anew and job.write != "scd2"  # a history is never forgotten
     again = job.write in KEYED
     if job.write == "replace" or anew:
@@ -62,7 +62,7 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
     return cursor, plan
 
 
-def _trial(state: State) -> bool:
+def is_trial(state: State) -> bool:
     """Whether the table holds only the first rows, from a run with --limit."""
     return isinstance(state.position, dict) and bool(state.position.get("dw_trial"))
 
@@ -94,7 +94,7 @@ def settle_cursor(run: Run, load: Load, state: State, cursor: Cursor) -> State:
     position = (
         run.position if run.position is not None else (None if job.write == "replace" else state.position)
     )
-    if _trial(state) and run.position is None:
+    if is_trial(state) and run.position is None:
         position = None
     if not job.cursor or job.write == "replace":
         return State(position=position)

@@ -37,7 +37,7 @@ def run_project(
     engine = make_engine(warehouse_url)
     idle: dict[str, Idle] = {}
     jobs = [
-        replace(job_of(project, pipeline, max(1, options.jobs)), idle=idle, hidden=_passwords(warehouse_url))
+        replace(job_of(project, pipeline, max(1, options.jobs)), idle=idle, hidden=passwords(warehouse_url))
         for pipeline in pipelines
     ]
     results: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ def run_project(
         engine.dispose()
 
 
-def _passwords(url: str) -> tuple[str, ...]:
+def passwords(url: str) -> tuple[str, ...]:
     """The password in the warehouse's URL, as it stands there and as it is meant."""
     written = urlsplit(url).password
     return (written, unquote(written)) if written else ()
@@ -110,7 +110,7 @@ def job_of(project: Project, pipeline: Pipeline, jobs: int = 1, warehouse_url: s
         config_hash=config_hash(pipeline),
         command=shlex.join(["dw", *sys.argv[1:]]),
         logs=project.private / "logs",
-        hidden=_passwords(warehouse_url),
+        hidden=passwords(warehouse_url),
     )
 
 

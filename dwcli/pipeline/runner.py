@@ -112,7 +112,24 @@ def run_pipeline(
     `dw run --json`. A source that answers without success gives status `failure`; every other error
     is raised, after the failure has been written to etl_audit_log and the table left as it was.
     """
-    job = Job(
+    job = one_job(connector_config, query, source_name, target_table, lake_path, schema, pipeline_name)
+    result, error = attempt(job, dw_engine, RunOptions(), emit)
+    if error is not None:
+        raise error
+    return result
+
+
+def one_job(
+    connector_config: dict[str, Any],
+    query: str,
+    source_name: str,
+    target_table: str,
+    lake_path: str,
+    schema: str = "public",
+    pipeline_name: str = "default",
+) -> Job:
+    """What `run_pipeline` runs: one query, without a project."""
+    return Job(
         pipeline=pipeline_name,
         source=source_name,
         lake_name=source_name,
@@ -122,10 +139,6 @@ def run_pipeline(
         table=target_table,
         lake=Path(lake_path),
     )
-    result, error = attempt(job, dw_engine, RunOptions(), emit)
-    if error is not None:
-        raise error
-    return result
 
 
 #: What a run does while it holds the pipeline, from its first row to COMMIT.
@@ -218,7 +231,7 @@ def _load_and_commit(run: Run, data: Connection) -> None:
     load_pending(run, data, folder)
     state = read_state(raw(data), job.pipeline)
     data.commit()
-    with _connected(run) as connector:
+    with connected(run) as connector:
         cursor, plan = where_to_begin(run, raw(data), state)
         result = (
             connector.fetch_data(job.query, cursor) if cursor != Cursor() else connector.fetch_data(job.query)
@@ -256,7 +269,7 @@ def lake_folder(run: Run) -> Path:
 
 
 @contextlib.contextmanager
-def _connected(run: Run) -> Iterator[Connector]:
+def connected(run: Run) -> Iterator[Connector]:
     """The source, connected: by the last run of this command that is done with it, or anew.
 
     A connection is kept for the next run only when everything went well. A stream's is not: what it has
@@ -355,7 +368,8 @@ def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
             resource = connector.describe(run.job.query)
             rows, size = resource.row_estimate, resource.bytes_estimate
     crashpoints.reached("described")
-    run.emit(RunStarted(run.job.pipeline, run.id, f"{run.job.schema}.{run.job.table}", rows, size))
+    target = f"{run.job.schema}.{run.job.table}"
+    run.emit(RunStarted(run.job.pipeline, run.id, target, rows, size, cursor.start))
 
 
 # -- the end of a run ---------------------------------------------------------------------------------

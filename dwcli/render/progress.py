@@ -10,13 +10,15 @@ once, in lines that stay, in every mode.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from dwcli.events import (
@@ -33,7 +35,7 @@ from dwcli.events import (
     StageStarted,
 )
 from dwcli.render.console import console
-from dwcli.render.runs import MARK_WIDTH, STAGES, Line, plain_line, rate, remark, summary
+from dwcli.render.runs import MARK_WIDTH, STAGES, Line, broken, plain_line, rate, remark, summary
 from dwcli.render.tables import marked
 from dwcli.render.words import clock, compact, escape, size, width
 
@@ -57,7 +59,10 @@ class Progress:
     pipeline: str
     began: float
     rows_expected: int | None = None
-    stage: Stage = "extract"
+    #: None until there is something to read: the table is emptied first, or the source takes its time
+    stage: Stage | None = None
+    #: rows that the last run of this kind read: a hint, never a total
+    rows_before: int | None = None
     rows: dict[Stage, int] = field(default_factory=lambda: {"extract": 0, "stage": 0, "load": 0})
     bytes: dict[Stage, int] = field(default_factory=lambda: {"extract": 0, "stage": 0, "load": 0})
     #: when the last batch of a stage went by
@@ -71,6 +76,9 @@ class Board:
     running: dict[str, Progress] = field(default_factory=dict)
     finished: int = 0
     lines: list[Line] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    #: rows that each pipeline's last run read here, by whether it began at a cursor value
+    before: Mapping[tuple[str, bool], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -78,9 +86,15 @@ def note(board: Board, event: Event, now: float) -> None:
     """Write down what happened. Quick: no screen is touched."""
     match event:
         case RunStarted():
-            board.running[event.pipeline] = Progress(event.pipeline, now, event.rows_expected)
+            before = board.before.get((event.pipeline, event.cursor_from is not None))
+            board.running[event.pipeline] = Progress(
+                event.pipeline, now, event.rows_expected, rows_before=before
+            )
         case StageStarted():
-            _of(board, event.pipeline, now).stage = event.stage
+            progress = _of(board, event.pipeline, now)
+            if progress.stage is None:
+                progress.began = now  # what came before says nothing about speed
+            progress.stage = event.stage
         case BatchRead():
             _add(_of(board, event.pipeline, now), "extract", event.rows, event.bytes, now)
         case BatchStaged():
@@ -113,13 +127,19 @@ def _add(progress: Progress, stage: Stage, rows: int, bytes: int, now: float) ->
 
 
 @contextmanager
-def follow(mode: Mode, out: Console | None = None, planned: int = 1) -> Iterator[Emit]:
+def follow(
+    mode: Mode,
+    out: Console | None = None,
+    planned: int = 1,
+    before: Mapping[tuple[str, bool], int] | None = None,
+) -> Iterator[Emit]:
     """Show a run while the block lasts; what it yields is the run's listener.
 
     planned: how many pipelines were asked for, so that those still to come can be counted.
+    before: rows that earlier runs read, by pipeline and whether they began at a cursor value.
     """
     out = out or console(sys.stderr)
-    board = Board()
+    board = Board(before=before or {})
     if mode == "bars":
         with _bars(board, out, planned) as emit:
             yield emit
@@ -136,7 +156,7 @@ def _say_lines(board: Board, out: Console) -> None:
         waiting, board.lines = board.lines, []
     for mark, body in waiting:
         if out.is_terminal:
-            out.print(marked(mark, body, MARK_WIDTH))
+            out.print(marked(mark, broken(body, out.width - MARK_WIDTH), MARK_WIDTH))
         else:
             out.print(Text(plain_line(mark, body)), soft_wrap=True)
 
@@ -149,9 +169,17 @@ def _bars(board: Board, out: Console, planned: int) -> Iterator[Emit]:
         with board.lock:
             note(board, event, time.monotonic())
 
+    last = Drawn(out.width)
+
     def draw() -> Group:
+        nonlocal last
+        screen = out.width
+        if screen < last.screen:
+            step_over(out, last, screen)
         with board.lock:
-            return view(board, out.width, out.height, planned)
+            drawn = view(board, screen, out.height, planned)
+        last = Drawn(screen, drawn)
+        return drawn
 
     live = Live(
         console=out,
@@ -209,6 +237,35 @@ def _lines(board: Board, out: Console, every: float | None) -> Iterator[Emit]:
         _say_lines(board, out)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What stands on the screen, and for which width it was made."""
+
+    screen: int
+    view: Group | None = None
+
+
+def step_over(out: Console, last: Drawn, screen: int) -> None:
+    """After a screen has become narrower: go up to where what was drawn begins now.
+
+    Most terminals break the lines that no longer fit, so what was drawn takes more lines than Rich, which
+    goes up as many as it wrote, knows of. What is not gone over would stay there for good.
+    """
+    if last.view is None or not _breaks_lines():
+        return
+    options = out.options.update(width=last.screen)
+    drawn = out.render_lines(last.view, options, pad=False)
+    lengths = [sum(segment.cell_length for segment in line) for line in drawn]
+    more = sum(max(0, -(-length // screen) - 1) for length in lengths)
+    out.file.write("\r\x1b[2K" + "\x1b[1A\x1b[2K" * more)
+
+
+def _breaks_lines() -> bool:
+    """Whether the terminal breaks long lines anew when it is made narrower; xterm and screen cut them."""
+    cutting = ("XTERM_VERSION", "STY")
+    return os.environ.get("TERM") != "linux" and not any(os.environ.get(name) for name in cutting)
+
+
 def _line(progress: Progress) -> Line:
     from rich.text import Text
 
@@ -217,7 +274,7 @@ def _line(progress: Progress) -> Line:
 
 def log_line(progress: Progress) -> str:
     """`orders stage 842000 rows 212000 rows/s`: plain numbers, for grep."""
-    stage = progress.stage
+    stage = progress.stage or "extract"
     rows, seconds = progress.rows[stage], seconds_in(progress, stage)
     amount = f" {rows} rows" if rows else ""
     speed = f" {rows / seconds:.0f} rows/s" if rows and seconds else ""
@@ -238,9 +295,28 @@ def view(board: Board, screen: int, height: int, planned: int) -> Group:
         parts.append(_small(running[: max(1, height - 3)], screen))
     elif running:
         parts.append(_large(running, screen))
-    if planned > 1:
-        parts.append(Text(f"{board.finished} of {planned} done", style="dim"))
+    done = [f"{board.finished} of {planned} done"] if planned > 1 else []
+    footer = "   ".join([*done, clock(time.monotonic() - board.began), f"{size(memory_used())} memory"])
+    parts.append(Text(footer, style="dim", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
+
+
+def memory_used() -> int:
+    """Bytes of memory that this process takes now; where the system does not tell, the most it ever took."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return _most_memory_used()
+
+
+def _most_memory_used() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _small(running: list[Progress], screen: int) -> Text:
@@ -250,10 +326,13 @@ def _small(running: list[Progress], screen: int) -> Text:
     lines: list[str] = []
     for progress in running:
         stage = _slowest(progress)
-        far = part_done(progress, stage)
+        far, left = part_done(progress, stage), time_left(progress, stage)
         amount = f"{far:.0%}" if far is not None else f"{compact(progress.rows[stage])} rows"
-        left = time_left(progress, stage)
         words = [stage, amount] + ([clock(left)] if left is not None else [])
+        if is_finishing(progress):
+            words = ["finishing"]
+        elif progress.stage is None and not progress.rows[stage]:
+            words = ["begins"]
         tail = " ".join(words)
         lines.append(f"{_cut(escape(progress.pipeline), screen - len(tail) - 2)} {tail}")
     return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
@@ -305,30 +384,53 @@ def _stage_cells(progress: Progress, stage: Stage, bar: int, shown: list[str]) -
     from rich.text import Text
 
     rows, far, left = progress.rows[stage], part_done(progress, stage), time_left(progress, stage)
-    if not rows and stage != progress.stage:
-        return [Text(stage, style="dim"), Text("waiting", style="dim")]
+    if not rows and stage != (progress.stage or "extract"):
+        return [
+            Text(stage, style="dim"),
+            Text("none" if progress.stage == "load" else "waiting", style="dim"),
+        ]
     done = far == 1
     figures = {
-        "amount": f"{rows:,} rows",
+        "amount": f"{rows:,} rows" if rows or progress.stage else "begins",
         "bytes": size(progress.bytes[stage]) if progress.bytes[stage] else "",
         "rate": rate(rows, seconds_in(progress, stage)),
         "part": f"{far:.0%}" if far is not None and rows else "",
-        "left": "done" if done else f"{clock(left)} left" if left is not None else "",
+        "left": "done" if done else f"{clock(left)} left" if left is not None else _hint(progress, stage),
     }
-    moving = ProgressBar(
+    moving: RenderableType = ProgressBar(
         total=None if far is None else 1.0, completed=far or 0.0, width=bar, pulse=far is None
     )
+    if figures["left"] == "finishing" and "left" not in shown:
+        moving = Text("finishing"[:bar])
     return [Text(stage), moving, *(Text(figures[name]) for name in shown)]
+
+
+def _hint(progress: Progress, stage: Stage) -> str:
+    """What stands where the time left is not known: `finishing`, or `~350k` rows as the last time."""
+    if stage == "load" and is_finishing(progress):
+        return "finishing"
+    before = progress.rows_before
+    known = progress.rows_expected is not None or not before or max(progress.rows.values()) > before
+    return "" if known or before is None else f"of ~{compact(before)}"
+
+
+def is_finishing(progress: Progress) -> bool:
+    """Whether all rows have been read, and the last of the load has begun: merge, indexes, COMMIT."""
+    return progress.stage == "load" and progress.rows["extract"] > 0
+
+
+#: What is shown of a stage that has all the rows that the catalogue expects: an estimate may be too low.
+NEARLY = 0.99
 
 
 def part_done(progress: Progress, stage: Stage) -> float | None:
     """How much of a stage is done, from 0 to 1; None where nobody knows: better none than a false one."""
     if progress.stage == "load" and stage != "load":
-        return 1.0  # everything is read and staged: the last of the load has begun
+        return 1.0  # everything is read and staged
     expected = progress.rows_expected
-    if not expected or max(progress.rows.values()) > expected:
+    if not expected or max(progress.rows.values()) > expected or is_finishing(progress):
         return None
-    return progress.rows[stage] / expected
+    return min(NEARLY, progress.rows[stage] / expected)
 
 
 def time_left(progress: Progress, stage: Stage) -> float | None:
@@ -338,11 +440,11 @@ def time_left(progress: Progress, stage: Stage) -> float | None:
 
 
 def seconds_in(progress: Progress, stage: Stage) -> float:
-    """Seconds from the beginning of the run to the last batch of a stage: what its speed is measured by."""
+    """Seconds from the beginning of the reading to the last batch of a stage: what speed is measured by."""
     return progress.last.get(stage, progress.began) - progress.began
 
 
 def _slowest(progress: Progress) -> Stage:
     """The stage that is furthest behind and has begun: it sets the time of the run."""
     begun = [stage for stage in STAGES if progress.rows[stage]]
-    return begun[-1] if begun else progress.stage
+    return begun[-1] if begun else progress.stage or "extract"

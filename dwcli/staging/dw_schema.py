@@ -321,14 +321,15 @@ def read_table(connection: psycopg.Connection, schema: str, name: str) -> Table 
     """The table as it stands, or None. Raises SchemaRefused for a view or the like of that name."""
     found = connection.execute(
         """
-        select c.oid, c.relkind from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        select c.oid, c.relkind, to_regclass('etl_columns')
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where n.nspname = %s and c.relname = %s
         """,
         (schema, name),
     ).fetchone()
     if found is None:
         return None
-    oid, kind = found
+    oid, kind, catalogue = found
     if kind not in ("r", "p"):
         raise SchemaRefused(
             f"{schema}.{name} is not a table, so nothing can be loaded into it",
@@ -341,17 +342,22 @@ def read_table(connection: psycopg.Connection, schema: str, name: str) -> Table 
         """,
         (oid,),
     ).fetchall()
-    notes = connection.execute(
-        "select source_name, column_name, provisional from etl_columns"
-        " where table_schema = %s and table_name = %s",
-        (schema, name),
-    ).fetchall()
+    notes = _notes(connection, schema, name) if catalogue else []
     types = {column: canonical(kind) for column, kind in columns}
     names = {source: column for source, column, _ in notes if column in types}
     for _, column, provisional in notes:
         if provisional and types.get(column) == "text":
             types[column] = PROVISIONAL
     return Table(schema, name, types, names)
+
+
+def _notes(connection: psycopg.Connection, schema: str, name: str) -> list[tuple[str, str, bool]]:
+    """Source name, column and whether it has no value yet, of the columns of a table that dw has loaded."""
+    return connection.execute(
+        "select source_name, column_name, provisional from etl_columns"
+        " where table_schema = %s and table_name = %s",
+        (schema, name),
+    ).fetchall()
 
 
 def ensure_catalogue(connection: psycopg.Connection) -> None:
@@ -412,18 +418,25 @@ def _create(
     run_id: str | None,
     complete: bool,
 ) -> tuple[Table, list[Change]]:
+    table, change = new_table(schema, name, types, complete)
+    if schema != "public":
+        connection.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
+    run_ddl(connection, change.ddl, table)
+    note_columns(connection, table)
+    note_changes(connection, table, [change], run_id)
+    return table, [change]
+
+
+def new_table(
+    schema: str, name: str, types: Mapping[str, str], complete: bool = True
+) -> tuple[Table, Change]:
+    """The table that `ensure_table` would make for these types, and how. Nothing is made."""
     names = fold_names(types, {}, OWN_COLUMNS)
     added = {name: kind for name, kind in ADDED_COLUMNS.items() if complete or name not in RUN_COLUMNS}
     columns = {names[source]: kind for source, kind in types.items()} | added
     table = Table(schema, name, columns, names, created=True)
     ddl = sql.SQL("create table {} ({})").format(table.identifier, _definitions(columns))
-    if schema != "public":
-        connection.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
-    run_ddl(connection, ddl, table)
-    change = Change(f"new table {name}", ddl)
-    note_columns(connection, table)
-    note_changes(connection, table, [change], run_id)
-    return table, [change]
+    return table, Change(f"new table {name}", ddl)
 
 
 def add_run_columns(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
+from rich.text import Text
 
 from dwcli.events import (
     BatchLoaded,
@@ -53,12 +55,17 @@ END = [
 def board_after(events, now=2.0):
     board = Board()
     for event in events:
-        note(board, event, 0.0 if isinstance(event, RunStarted) else now)
+        note(board, event, 0.0 if isinstance(event, RunStarted | StageStarted) else now)
     return board
 
 
 def shown(board, screen, width, height=30):
-    return [line.replace("╺", "━").replace("╸", "━") for line in screen(view(board, width, height, 3), width)]
+    lines = [
+        line.replace("╺", "━").replace("╸", "━") for line in screen(view(board, width, height, 3), width)
+    ]
+    said = re.fullmatch(r"(\d of 3 done)   \d+:\d\d   \d+(\.\d)? [MG]B memory", lines[-1])
+    assert said, lines[-1]
+    return [*lines[:-1], said[1]]
 
 
 def test_a_wide_screen_shows_rows_bytes_speed_and_time_left(screen):
@@ -107,6 +114,72 @@ def test_when_the_last_of_the_load_begins_reading_and_staging_are_done():
     running = board_after([*BEGIN, StageStarted(CUSTOMERS, "load")]).running[CUSTOMERS]
     assert (part_done(running, "extract"), part_done(running, "stage")) == (1.0, 1.0)
     assert part_done(running, "load") is None
+
+
+def test_all_that_the_catalogue_expects_is_not_yet_all_that_comes(screen):
+    board = board_after([*BEGIN[:2], BatchRead(ORDERS, 1_000_000, 1), BatchLoaded(ORDERS, 1_000_000)])
+    lines = shown(board, screen, 130)
+    assert [" 99%" in line for line in lines] == [True, False, True, False]
+    assert not any("done" in line for line in lines[:-1])
+
+
+def test_when_all_is_loaded_the_end_of_the_load_is_still_to_come(screen):
+    board = board_after(
+        [
+            *BEGIN[:2],
+            BatchRead(ORDERS, 1_000_000, 1),
+            BatchLoaded(ORDERS, 1_000_000),
+            StageStarted(ORDERS, "load"),
+        ]
+    )
+    lines = shown(board, screen, 130)
+    assert lines[0].endswith("100%  done")
+    assert lines[2].endswith("finishing") and "%" not in lines[2]
+    assert "finishing" in shown(board, screen, 60)[2]
+    assert shown(board, screen, 40)[0] == "shop.orders finishing"
+
+
+def test_before_the_first_row_is_asked_for_there_is_no_figure(screen):
+    board = board_after([RunStarted(ORDERS, "7f3a", "public.orders", rows_expected=1_000_000)])
+    lines = shown(board, screen, 80)
+    assert lines[0].endswith("begins") and "0 rows" not in lines[0]
+    assert shown(board, screen, 40)[0] == "shop.orders begins"
+
+
+def test_time_before_the_reading_begins_says_nothing_about_speed():
+    board = Board()
+    for event, now in zip(BEGIN[:3], (0.0, 100.0, 102.0), strict=True):
+        note(board, event, now)
+    assert log_line(board.running[ORDERS]) == "shop.orders extract 400000 rows 200000 rows/s"
+
+
+@pytest.mark.parametrize(("cursor", "hint"), [(None, "of ~1.2M"), ("2026-01-01", "of ~41"), ("b", "")])
+def test_what_the_last_run_of_its_kind_read_is_a_hint_and_no_total(screen, cursor, hint):
+    board = Board(before={(ORDERS, False): 1_200_000, (ORDERS, True): 41})
+    rows = 500 if cursor == "b" else 20
+    for event in (
+        RunStarted(ORDERS, "7f3a", "public.orders", cursor_from=cursor),
+        StageStarted(ORDERS, "extract"),
+        BatchRead(ORDERS, rows, 1),
+    ):
+        note(board, event, 0.0)
+    line = shown(board, screen, 130)[0]
+    assert line.endswith(hint or f"{rows} rows      1 B")
+    assert "%" not in line
+
+
+def test_what_a_narrower_screen_has_broken_is_gone_over(monkeypatch):
+    for name in ("XTERM_VERSION", "STY", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    out = StringIO()
+    console = Console(file=out, width=80, height=24, force_terminal=True, color_system=None)
+    wide = Group(Text("x" * 75), Text("y" * 30), Text("z" * 41))
+    progress.step_over(console, progress.Drawn(80, wide), 40)
+    assert out.getvalue().count("\x1b[1A") == 2
+    monkeypatch.setenv("XTERM_VERSION", "XTerm(379)")
+    out.truncate(0)
+    progress.step_over(console, progress.Drawn(80, wide), 40)
+    assert out.getvalue().strip("\x00") == ""
 
 
 def test_log_lines_are_plain_numbers():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from rich.text import Text
+
 from dwcli.render.runs import (
     AUDIT_COLUMNS,
     MARK_WIDTH,
@@ -11,6 +13,7 @@ from dwcli.render.runs import (
     after_runs,
     audit_detail,
     audit_row,
+    broken,
     needs_attention,
     next_step,
     plain_line,
@@ -209,3 +212,19 @@ def test_status_shows_freshness_trend_and_the_fix(screen):
     assert next_step(standings) == "dw test-connection erp"
     assert next_step(standings[:2]) == "dw run shop.customers"
     assert next_step(standings[:1]) == ""
+
+
+def test_a_line_that_is_too_wide_is_broken_between_its_parts():
+    line = Text("shop.orders  1,204,551 read  1,180 new  3,402 changed   12.8 s   extract 6.1 | load 4.8")
+    assert broken(line, 100) is line
+    assert broken(line, 60).plain.split("\n") == [
+        "shop.orders  1,204,551 read  1,180 new  3,402 changed",
+        "12.8 s   extract 6.1 | load 4.8",
+    ]
+    assert broken(line, 25).plain.split("\n") == [
+        "shop.orders",
+        "1,204,551 read  1,180 new",
+        "3,402 changed   12.8 s",
+        "extract 6.1 | load 4.8",
+    ]
+    assert broken(Text("one two three"), 5).plain == "one two three"
