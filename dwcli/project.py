@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dwcli.clock import checked_every
+from dwcli.clock import seconds as seconds
 from dwcli.connectors import placed
 from dwcli.contract import KEYED, Contract, Deletes, WriteDisposition
 from dwcli.documents import Document, invalid, nearest, read_document
@@ -27,16 +29,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 PROJECT_FILE = "dw.yaml"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SIZES = {"": 1, "B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
-
-
-def seconds(text: object) -> float:
-    """The seconds in a duration such as `90s`, `15m`, `1h`, `30d`. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", str(text))
-    if not match:
-        raise ValueError(f"not a duration: write it as 90s, 15m, 1h or 30d, not {str(text)[:20]!r}")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def size_bytes(text: object) -> int:
@@ -70,6 +63,7 @@ def _a_size(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(checked_name)]
 Duration = Annotated[str, BeforeValidator(str), AfterValidator(_a_duration)]
+Every = Annotated[str, BeforeValidator(checked_every)]
 Size = Annotated[str, BeforeValidator(str), AfterValidator(_a_size)]
 Columns = Annotated[list[str], BeforeValidator(_as_list)]
 
@@ -110,7 +104,9 @@ class PipelineConfig(BaseModel):
     max_rejects: int | None = Field(
         None, ge=0, description="rows that may be set aside in etl_rejects; more, and the run fails"
     )
-    every: Duration | None = Field(None, description="how often it should run")
+    every: Every | None = Field(
+        None, description="when it should run: a duration (1h) or a cron expression (0 6 * * 1-5)"
+    )
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ WORDS: dict[str, dict[str, Any]] = {'init': {'help': 'Make a project here or in 
                               '--write': 'How new rows meet the table.',
                               '--key': 'Column that identifies a row; again for each more.',
                               '--cursor': 'Column that tells new rows from old ones.',
-                              '--every': 'How often it should run: 15m, 1h, 1d.',
+                              '--every': "How often it should run: 1h, 1d, or cron: '0 6 * * *'.",
                               '--no-test': 'Do not connect.',
                               '--dry-run': 'Print the file; write nothing.',
                               '--resume': 'Go on where the last wizard was stopped.'}},

@@ -217,17 +217,23 @@ def find_run(connection: psycopg.Connection, prefix: str) -> dict[str, Any]:
 
 
 def latest_runs(connection: psycopg.Connection, per_pipeline: int = 7) -> dict[str, list[dict[str, Any]]]:
-    """The latest runs of every pipeline, newest first, by the pipeline's name."""
+    """The latest runs of every pipeline, newest first, by the pipeline's name.
+
+    The latest good run is among them, as one more, however many failures have come after it.
+    """
     query = """
         select * from (
-            select *, row_number()
-                over (partition by pipeline_name order by started_at desc, id desc) as place
+            select *,
+                row_number() over (partition by pipeline_name order by started_at desc, id desc) as place,
+                row_number() over (partition by pipeline_name, status order by started_at desc, id desc)
+                    as place_of_status
             from etl_audit_log) as numbered
-        where place <= %(per_pipeline)s order by pipeline_name, place
+        where place <= %(per_pipeline)s or (place_of_status = 1 and status = 'success')
+        order by pipeline_name, place
     """
     grouped: dict[str, list[dict[str, Any]]] = {}
     for row in _rows(connection, query, {"per_pipeline": per_pipeline}):
-        del row["place"]
+        del row["place"], row["place_of_status"]
         grouped.setdefault(row["pipeline_name"], []).append(row)
     return grouped
 
