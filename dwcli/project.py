@@ -23,8 +23,10 @@ from dwcli.connectors import placed
 from dwcli.contract import KEYED, Contract, Deletes, WriteDisposition
 from dwcli.documents import Document, invalid, nearest, read_document
 from dwcli.errors import ConfigError, NameUnknown, ProjectMissing
-from dwcli.references import environment, resolve, write_private
+from dwcli.references import REFERENCE, environment, resolve, write_private
 
+#: What can be told: a run failed, the first good one after that, a pipeline is late.
+News = Literal["failure", "recovery", "stale"]
 Model = TypeVar("Model", bound=BaseModel)
 
 PROJECT_FILE = "dw.yaml"
@@ -68,6 +70,29 @@ Size = Annotated[str, BeforeValidator(str), AfterValidator(_a_size)]
 Columns = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+def _a_reference(value: str) -> str:
+    if not REFERENCE.search(value):
+        raise ValueError("whoever has this URL can write to you: keep it in .env, and write ${env:NAME} here")
+    return value
+
+
+def _as_notify(value: object) -> object:
+    return {"to": value} if isinstance(value, str | list) else value
+
+
+class Notify(BaseModel):
+    """Who is told when something happens; `notify:` may also be the list of URLs alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: Annotated[list[Annotated[str, AfterValidator(_a_reference)]], BeforeValidator(_as_list)] = Field(
+        min_length=1, description="apprise URLs, as references"
+    )
+    on: Annotated[list[News], BeforeValidator(_as_list)] = Field(
+        default=["failure", "recovery", "stale"], description="what is told"
+    )
+
+
 class ProjectConfig(BaseModel):
     """What `dw.yaml` says."""
 
@@ -79,6 +104,9 @@ class ProjectConfig(BaseModel):
     lake: str = Field("lake", description="folder that keeps the Parquet files")
     keep: Duration | None = Field(None, description="how long loaded Parquet files are kept; empty: for ever")
     memory: Size = Field("512MB", description="memory that a run may take")
+    notify: Annotated[Notify, BeforeValidator(_as_notify)] | None = Field(
+        None, description="who is told of failures, recoveries and late pipelines"
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -330,6 +358,17 @@ def find_source(project: Project, name: str) -> Source:
         f"there is no source '{name}'.{nearest(name, project.sources)}",
         hint=f"known: {', '.join(project.sources) or 'none yet: dw add-source'}",
     )
+
+
+def notify_urls(project: Project) -> list[tuple[str, str]]:
+    """(as written, as meant) of each apprise URL under `notify:`. Raises SecretMissing."""
+    if project.config.notify is None:
+        return []
+    known = environment(project.root / ".env")
+    return [
+        (written, str(resolve(written, known, project.root, PROJECT_FILE)))
+        for written in project.config.notify.to
+    ]
 
 
 # -- writing ------------------------------------------------------------------------------------------

@@ -238,6 +238,29 @@ def latest_runs(connection: psycopg.Connection, per_pipeline: int = 7) -> dict[s
     return grouped
 
 
+def good_starts(connection: psycopg.Connection) -> dict[str, datetime]:
+    """When the last good run of each pipeline began, by the pipeline's name."""
+    query = """
+        select pipeline_name, max(started_at) as began from etl_audit_log
+        where status = 'success' group by pipeline_name
+    """
+    return {row["pipeline_name"]: row["began"] for row in _rows(connection, query, {})}
+
+
+def run_before(connection: psycopg.Connection, pipeline: str, run_id: str) -> dict[str, Any] | None:
+    """The last run of a pipeline that ended before this one, and was not stopped by a person."""
+    query = """
+        select * from etl_audit_log as past
+        where pipeline_name = %(pipeline)s and run_id <> %(run_id)s and status <> 'running'
+          and error_code is distinct from 'DW-STOPPED'
+          and started_at <= coalesce(
+              (select started_at from etl_audit_log where run_id = %(run_id)s), now())
+        order by started_at desc, id desc limit 1
+    """
+    found = _rows(connection, query, {"pipeline": pipeline, "run_id": run_id})
+    return found[0] if found else None
+
+
 def now() -> datetime:
     """This moment, UTC."""
     return datetime.now(UTC)
