@@ -6,6 +6,7 @@ and a failed run is due again at the next call.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -96,10 +97,22 @@ def without_locked(emit: Emit) -> Emit:
     from dwcli.events import RunFinished
 
     def quiet(event: Event) -> None:
-        if not (isinstance(event, RunFinished) and is_locked(event.result)):
-            emit(event)
+        if isinstance(event, RunFinished):
+            if is_locked(event.result):
+                return
+            if event.result["status"] != "success":
+                stamp()
+        emit(event)
 
     return quiet
+
+
+def stamp() -> None:
+    """The time above what goes wrong, where nobody looks and a log is written."""
+    if not sys.stderr.isatty():
+        from dwcli.render.console import say
+
+        say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} dw run --due")
 
 
 def is_locked(result: Mapping[str, Any]) -> bool:

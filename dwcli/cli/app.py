@@ -46,6 +46,7 @@ COMMANDS = (
     Command("preview", "Sources", "pipelines"),
     Command("run", "Load", "pipelines"),
     Command("replay", "Load", "pipelines"),
+    Command("schedule", "Load", "schedule"),
     Command("status", "Look"),
     Command("audit", "Look", "runs"),
     Command("query", "Look"),

@@ -127,7 +127,13 @@ def run(
     if due:
         given = {"--full-refresh": full_refresh, "--from": start, "--to": end, "--limit": limit}
         _refuse_with_due(given)
-        _run_due(names or [], warehouse, jobs, fail_fast, allow_shrink, progress)
+        from dwcli.cli._due import stamp
+
+        try:
+            _run_due(names or [], warehouse, jobs, fail_fast, allow_shrink, progress)
+        except DwError:
+            stamp()
+            raise
         return
     from dwcli.cli._notify import tell_of_runs
     from dwcli.cli._record import read_last
@@ -177,10 +183,12 @@ def _run_due(
     from dwcli.cli import _due
     from dwcli.cli._notify import tell_of_runs
     from dwcli.cli._record import read_last
+    from dwcli.cli._timers import trim_log
     from dwcli.cli._warehouse import warehouse_url_for
     from dwcli.project import load_project
 
     project = load_project(settings().project)
+    trim_log(project.root)
     timed = _due.with_a_time(project, names)
     if not timed:
         _due.tell_nothing_due([], {})

@@ -311,6 +311,27 @@ def status_row(standing: Standing, now: datetime, ascii_only: bool = False) -> l
     ]
 
 
+SCHEDULE_COLUMNS = (
+    Column("PIPELINE"),
+    Column("EVERY", optional=1),
+    Column("STATE", optional=3),
+    Column("LAST OK", optional=2),
+    Column("NEXT"),
+)
+
+
+def schedule_row(standing: Standing, now: datetime) -> list[Any]:
+    """One row of `dw schedule show`: when a pipeline is due next."""
+    due = standing.due
+    return [
+        standing.pipeline,
+        standing.every,
+        Said(standing.state, state_word(standing.state)),
+        Said(standing.last_ok, ago(standing.last_ok, now) if standing.last_ok else "-"),
+        Said(due, ("now" if due <= now else local_time(due)) if due else "by hand"),
+    ]
+
+
 def next_step(standings: Sequence[Standing]) -> str:
     """The one thing to do next: a failure first, then what is late, then what never ran; "" for none."""
     for state in ("FAILED", "STALE", "never"):

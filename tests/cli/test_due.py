@@ -148,9 +148,9 @@ def test_status_knows_the_last_good_run_behind_many_failures(dw, shop, warehouse
     (shop / "shop.db").rename(shop / "away.db")
     for number in range(9):
         warehouse.execute(
-            "insert into etl_audit_log (run_id, pipeline_name, source_name, protocol, target_table,"
-            " status, started_at, finished_at) values (%s, 'shop.orders', 'shop', 'sqlite', 'public.orders', 'failure',"
-            " now(), now())",
+            "insert into etl_audit_log (run_id, pipeline_name, source_name, protocol, target_table, status,"
+            " started_at, finished_at)"
+            " values (%s, 'shop.orders', 'shop', 'sqlite', 'public.orders', 'failure', now(), now())",
             (f"run-{number}",),
         )
     orders = json.loads(dw("status", "--json", cwd=shop).stdout)["pipelines"]
