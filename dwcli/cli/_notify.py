@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import psycopg
 
+    from dwcli.errors import DwError
     from dwcli.pipeline.notify import Item
     from dwcli.project import Pipeline, Project
     from dwcli.warehouse import Check
 
+#: How the warehouse is called in messages and in the local record; no pipeline has a blank in its name.
+WAREHOUSE = "the warehouse"
 INSTALL = "pip install 'dwcli[notify]'"
 
 
@@ -30,9 +33,42 @@ def tell_of_runs(
     """
     if project.config.notify is None:
         return
+    _guarded(lambda: _tell(project, url, results, before, timed))
+
+
+def tell_of_warehouse(
+    project: Project, before: Mapping[str, Mapping[str, Any]], error: DwError | None
+) -> None:
+    """Tell once that the warehouse cannot be used, and once that it can again.
+
+    Only the local record can say that this was told: where the rest is kept is what is missing.
+    """
+    failed_before = before.get(WAREHOUSE, {}).get("status") == "failure"
+    if project.config.notify is None or failed_before == (error is not None):
+        return
+    _guarded(lambda: _tell_of_warehouse(project, error))
+
+
+def _tell_of_warehouse(project: Project, error: DwError | None) -> str:
+    from dwcli.cli._record import write_last
+    from dwcli.pipeline.notify import news_of
+
+    result: dict[str, Any] = {"pipeline_name": WAREHOUSE, "status": "failure" if error else "success"}
+    if error is not None:
+        told = {"code": error.code, "message": error.message, "why": error.why, "hint": error.hint}
+        result["error"] = told
+    item = news_of(result, {"status": "failure"} if error is None else None)
+    reached, problem = _send(project, [item] if item else [])
+    if reached or not problem:  # the next call tries again
+        write_last(project, [result])
+    return problem
+
+
+def _guarded(work: Callable[[], str]) -> None:
+    """Do something that returns a problem or "". A run that is over must not fail for it."""
     try:
-        problem = _tell(project, url, results, before, timed)
-    except Exception as error:  # a run that is over must not fail for this
+        problem = work()
+    except Exception as error:
         problem = str(error) if hasattr(error, "hint") else type(error).__name__
     if problem:
         from dwcli.render.console import say
@@ -136,7 +172,10 @@ def test_message(project: Project) -> Iterator[Check]:
     from dwcli.warehouse import Check
 
     if project.config.notify is None:
-        raise UsageError("dw.yaml has no 'notify'", hint="docs/guides/schedule.md shows one")
+        raise UsageError(
+            "dw.yaml has no 'notify', so nobody is told of anything",
+            hint='add a line to dw.yaml: notify: {to: "${env:ALERT_URL}"}, and ALERT_URL=… to .env',
+        )
     for written, url in notify_urls(project):
         begun = time.perf_counter()
         try:

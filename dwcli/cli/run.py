@@ -181,7 +181,7 @@ def _run_due(
 ) -> None:
     """Run what is due, leave what runs already, and tell of what is late."""
     from dwcli.cli import _due
-    from dwcli.cli._notify import tell_of_runs
+    from dwcli.cli._notify import tell_of_runs, tell_of_warehouse
     from dwcli.cli._record import read_last
     from dwcli.cli._timers import trim_log
     from dwcli.cli._warehouse import warehouse_url_for
@@ -194,10 +194,15 @@ def _run_due(
         _due.tell_nothing_due([], {})
         report(project, [], alone=False)
         return
-    url = warehouse_url_for(project, warehouse)
-    starts = _due.last_good_starts(url)
-    due = _due.due_of(timed, starts)
     before = read_last(project)
+    try:
+        url = warehouse_url_for(project, warehouse)
+        starts = _due.last_good_starts(url)
+    except DwError as error:
+        tell_of_warehouse(project, before, error)
+        raise
+    tell_of_warehouse(project, before, None)
+    due = _due.due_of(timed, starts)
     results: list[dict[str, Any]] = []
     if due:
         from dwcli.pipeline import RunOptions, run_project

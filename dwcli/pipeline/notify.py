@@ -42,7 +42,9 @@ def news_of(result: Mapping[str, Any], before: Mapping[str, Any] | None) -> Item
     if result["status"] == "success":
         if not failed_before:
             return None
-        return Item("recovery", name, f"{name} works again: {result.get('rows_loaded') or 0:,} rows loaded")
+        loaded = result.get("rows_loaded")
+        rows = "" if loaded is None else f": {loaded:,} row{'' if loaded == 1 else 's'} loaded"
+        return Item("recovery", name, f"{name} works again{rows}")
     error = result.get("error") or {}
     code = str(error.get("code") or "")
     again = failed_before and before is not None and before.get("error_code") in (code, None)

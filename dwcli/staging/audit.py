@@ -1,6 +1,7 @@
 """etl_audit_log: what past runs did. One row per run, also for one that was killed.
 
-Nothing in here decides what the next run does: delete the log, and the next run behaves the same.
+Nothing in here decides what the next run does: delete the log, and the next run behaves the same. (When a
+pipeline runs next by its `every:` is read here: without the log it is due at once.)
 This module imports neither polars nor SQLAlchemy at the top: `dw status` and `dw audit` read with it.
 """
 

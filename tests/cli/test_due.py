@@ -220,7 +220,7 @@ def test_the_first_failure_and_the_recovery_are_told(dw, telling, inbox):
         connection.execute("create table nowhere (id integer)")
         connection.execute("insert into nowhere values (1)")
     dw("run", "--all", cwd=telling)
-    assert messages[0]["message"] == "broken.missing works again: 1 rows loaded"
+    assert messages[0]["message"] == "broken.missing works again: 1 row loaded"
     assert told(messages) == [("shop: broken.missing works again", "success")]
     dw("run", "--all", cwd=telling)
     assert told(messages) == []
@@ -295,6 +295,18 @@ def test_a_missing_secret_and_a_dead_warehouse_do_not_change_the_result(dw, tell
         done = dw("run", "customers", cwd=telling)
         assert done.returncode == 1
     assert told(inbox[1]) == [("shop: shop.customers failed", "failure")]
+
+
+def test_a_warehouse_that_is_down_is_told_once_and_again_when_it_is_back(dw, telling, inbox):
+    nowhere = {"DW_URL": "postgresql://u:hunter22@127.0.0.1:1/x"}
+    assert dw("run", "--due", "shop", cwd=telling, ALERT_URL=inbox[0] + "/no", **nowhere).returncode == 1
+    for _ in range(2):
+        assert dw("run", "--due", "shop", cwd=telling, **nowhere).returncode == 1
+    assert "127.0.0.1" in inbox[1][0]["message"] and "hunter22" not in inbox[1][0]["message"]
+    assert told(inbox[1]) == [("shop: the warehouse failed", "failure")]
+    for _ in range(2):
+        assert dw("run", "--due", "shop", cwd=telling).returncode == 0
+    assert told(inbox[1]) == [("shop: the warehouse works again", "success")]
 
 
 def test_the_test_message(dw, telling, inbox):
