@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dwcli.cli._output import tell
+from dwcli.cli.settings import settings
+from dwcli.errors import DwError
 
 if TYPE_CHECKING:
     from dwcli.events import Emit, Event
@@ -87,7 +89,10 @@ def still_due(url: str) -> Callable[[Pipeline], bool]:
     """Asks, when a pipeline's turn has come: another `dw run --due` may have run it meanwhile."""
 
     def wanted(pipeline: Pipeline) -> bool:
-        return bool(due_of([pipeline], last_good_starts(url)))
+        try:
+            return bool(due_of([pipeline], last_good_starts(url)))
+        except DwError:  # the run itself finds out, and its result says so
+            return True
 
     return wanted
 
@@ -108,8 +113,8 @@ def without_locked(emit: Emit) -> Emit:
 
 
 def stamp() -> None:
-    """The time above what goes wrong, where nobody looks and a log is written."""
-    if not sys.stderr.isatty():
+    """The time above what goes wrong, where a timer calls and a log is written."""
+    if settings().quiet and not sys.stderr.isatty():
         from dwcli.render.console import say
 
         say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} dw run --due")
