@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 #: A config file of this size is a mistake, or an attack by nested aliases.
 MAX_BYTES = 1024 * 1024
+QUOTES_NEEDED = 'put a value that begins with * in quotes, such as every: "*/15 * * * *"'
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def parse_document(text: str, path: Path | str) -> Document:
     try:
         for event in YAML(typ="safe", pure=True).parse(text):
             if isinstance(event, AliasEvent):
-                raise _at(path, event.start_mark, "aliases (*name) have no place in a config file")
+                raise _at(
+                    path, event.start_mark, "aliases (*name) have no place in a config file", QUOTES_NEEDED
+                )
         node = YAML(typ="safe", pure=True).compose(text)
         if node is not None:
             visit(node, ())
@@ -94,7 +97,8 @@ def parse_document(text: str, path: Path | str) -> Document:
         raise _at(path, error.problem_mark, "the same key stands here twice") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _at(path, mark, f"not valid YAML: {error.problem or error.context}") from None
+        hint = QUOTES_NEEDED if error.context == "while scanning an alias" else ""
+        raise _at(path, mark, f"not valid YAML: {error.problem or error.context}", hint) from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply") from None
     if data is None:
@@ -104,9 +108,9 @@ def parse_document(text: str, path: Path | str) -> Document:
     return Document(path, data, marks)
 
 
-def _at(path: Path, mark: Any, problem: str) -> ConfigError:
+def _at(path: Path, mark: Any, problem: str, hint: str = "") -> ConfigError:
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
-    return ConfigError(f"{path}:{line}:{column}: {problem}")
+    return ConfigError(f"{path}:{line}:{column}: {problem}", hint=hint)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -17,26 +17,21 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dwcli.clock import checked_every
+from dwcli.clock import seconds as seconds
 from dwcli.connectors import placed
 from dwcli.contract import KEYED, Contract, Deletes, WriteDisposition
 from dwcli.documents import Document, invalid, nearest, read_document
 from dwcli.errors import ConfigError, NameUnknown, ProjectMissing
-from dwcli.references import environment, resolve, write_private
+from dwcli.references import REFERENCE, environment, resolve, write_private
 
+#: What can be told: a run failed, the first good one after that, a pipeline is late.
+News = Literal["failure", "recovery", "stale"]
 Model = TypeVar("Model", bound=BaseModel)
 
 PROJECT_FILE = "dw.yaml"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SIZES = {"": 1, "B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
-
-
-def seconds(text: object) -> float:
-    """The seconds in a duration such as `90s`, `15m`, `1h`, `30d`. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", str(text))
-    if not match:
-        raise ValueError(f"not a duration: write it as 90s, 15m, 1h or 30d, not {str(text)[:20]!r}")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def size_bytes(text: object) -> int:
@@ -70,8 +65,32 @@ def _a_size(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(checked_name)]
 Duration = Annotated[str, BeforeValidator(str), AfterValidator(_a_duration)]
+Every = Annotated[str, BeforeValidator(checked_every)]
 Size = Annotated[str, BeforeValidator(str), AfterValidator(_a_size)]
 Columns = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+def _a_reference(value: str) -> str:
+    if not REFERENCE.search(value):
+        raise ValueError("whoever has this URL can write to you: keep it in .env, and write ${env:NAME} here")
+    return value
+
+
+def _as_notify(value: object) -> object:
+    return {"to": value} if isinstance(value, str | list) else value
+
+
+class Notify(BaseModel):
+    """Who is told when something happens; `notify:` may also be the list of URLs alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: Annotated[list[Annotated[str, AfterValidator(_a_reference)]], BeforeValidator(_as_list)] = Field(
+        min_length=1, description="apprise URLs, as references"
+    )
+    on: Annotated[list[News], BeforeValidator(_as_list)] = Field(
+        default=["failure", "recovery", "stale"], description="what is told"
+    )
 
 
 class ProjectConfig(BaseModel):
@@ -85,6 +104,9 @@ class ProjectConfig(BaseModel):
     lake: str = Field("lake", description="folder that keeps the Parquet files")
     keep: Duration | None = Field(None, description="how long loaded Parquet files are kept; empty: for ever")
     memory: Size = Field("512MB", description="memory that a run may take")
+    notify: Annotated[Notify, BeforeValidator(_as_notify)] | None = Field(
+        None, description="who is told of failures, recoveries and late pipelines"
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -110,7 +132,9 @@ class PipelineConfig(BaseModel):
     max_rejects: int | None = Field(
         None, ge=0, description="rows that may be set aside in etl_rejects; more, and the run fails"
     )
-    every: Duration | None = Field(None, description="how often it should run")
+    every: Every | None = Field(
+        None, description="when it should run: a duration (1h) or a cron expression (0 6 * * 1-5)"
+    )
 
 
 @dataclass(frozen=True)
@@ -334,6 +358,17 @@ def find_source(project: Project, name: str) -> Source:
         f"there is no source '{name}'.{nearest(name, project.sources)}",
         hint=f"known: {', '.join(project.sources) or 'none yet: dw add-source'}",
     )
+
+
+def notify_urls(project: Project) -> list[tuple[str, str]]:
+    """(as written, as meant) of each apprise URL under `notify:`. Raises SecretMissing."""
+    if project.config.notify is None:
+        return []
+    known = environment(project.root / ".env")
+    return [
+        (written, str(resolve(written, known, project.root, PROJECT_FILE)))
+        for written in project.config.notify.to
+    ]
 
 
 # -- writing ------------------------------------------------------------------------------------------

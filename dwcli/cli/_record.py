@@ -30,6 +30,7 @@ def write_last(project: Project, results: Iterable[Mapping[str, Any]]) -> None:
         known[str(result["pipeline_name"])] = {
             "run_id": result.get("run_id"),
             "status": result["status"],
+            "started_at": result.get("started_at"),
             "finished_at": datetime.now(UTC).isoformat(),
             "rows_loaded": result.get("rows_loaded"),
             "rows_read": _rows_read(known.get(str(result["pipeline_name"]), {}), result),
@@ -66,6 +67,7 @@ def last_runs_here(project: Project) -> dict[str, list[dict[str, Any]]]:
                 "run_id": entry.get("run_id"),
                 "status": entry.get("status"),
                 "rows_loaded": entry.get("rows_loaded"),
+                "started_at": _moment(entry.get("started_at")),
                 "finished_at": datetime.fromisoformat(entry["finished_at"]),
                 "error_message": entry.get("error"),
             }
@@ -73,3 +75,7 @@ def last_runs_here(project: Project) -> dict[str, list[dict[str, Any]]]:
         for name, entry in read_last(project).items()
         if entry.get("finished_at")
     }
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

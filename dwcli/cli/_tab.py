@@ -69,6 +69,8 @@ def _plain_words(command: str, plain: list[str], before: list[str]) -> list[tupl
     if kind == "completion":
         choices = (("install", "show"), ("bash", "zsh", "fish"))
         return [(word, "") for word in choices[len(plain)]] if len(plain) < len(choices) else []
+    if kind == "schedule":
+        return [] if plain else [(word, "") for word in ("on", "off", "show")]
     if kind == "protocols" and plain:
         return []
     return [(word, text) for word, text in named(kind, before) if word not in plain]

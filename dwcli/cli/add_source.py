@@ -79,7 +79,10 @@ def add_source(
         typer.Option("--cursor", metavar="COLUMN", help="Column that tells new rows from old ones."),
     ] = None,
     every: Annotated[
-        str | None, typer.Option("--every", metavar="DURATION", help="How often it should run: 15m, 1h, 1d.")
+        str | None,
+        typer.Option(
+            "--every", metavar="WHEN", help="How often it should run: 1h, 1d, or cron: '0 6 * * *'."
+        ),
     ] = None,
     no_test: Annotated[bool, typer.Option("--no-test", help="Do not connect.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the file; write nothing.")] = False,
@@ -165,14 +168,14 @@ def _model(protocol: str) -> type[BaseModel]:
 
 
 def _check_choices(choices: Choices) -> None:
-    from dwcli.project import seconds
+    from dwcli.clock import checked_every
 
     for value in choices.write:
         if value.rpartition("=")[2] not in WRITES:
             raise UsageError(f"--write is one of {', '.join(WRITES)}", hint="dw add-source --help")
     if choices.every:
         try:
-            seconds(choices.every)
+            checked_every(choices.every)
         except ValueError as error:
             raise UsageError(f"--every: {error}", hint="--every 1h") from None
     if choices.tables and not choices.test:

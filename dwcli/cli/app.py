@@ -46,6 +46,7 @@ COMMANDS = (
     Command("preview", "Sources", "pipelines"),
     Command("run", "Load", "pipelines"),
     Command("replay", "Load", "pipelines"),
+    Command("schedule", "Load", "schedule"),
     Command("status", "Look"),
     Command("audit", "Look", "runs"),
     Command("query", "Look"),
@@ -417,7 +418,13 @@ def _stop_on_signals() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    """End `dw` the orderly way: blocks are left, files are closed, the cursor comes back."""
+    """End `dw` the orderly way: blocks are left, files are closed, the cursor comes back.
+
+    A terminal that goes away sends more than one signal; what is being rolled back is not to be disturbed.
+    """
+    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     with suppress(OSError):
         if sys.stderr.isatty():
             sys.stderr.write("\x1b[?25h")

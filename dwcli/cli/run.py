@@ -31,6 +31,9 @@ def run(
         list[str] | None, typer.Argument(metavar="NAME", help="Pipelines, sources, or source.pipeline.")
     ] = None,
     every_one: Annotated[bool, typer.Option("--all", help="Every pipeline of the project.")] = False,
+    due: Annotated[
+        bool, typer.Option("--due", help="Only those whose time (every:) has come: for timers and cron.")
+    ] = False,
     full_refresh: Annotated[
         bool, typer.Option("--full-refresh", help="Read everything again, whatever the cursor says.")
     ] = False,
@@ -106,6 +109,7 @@ def run(
             {
                 "NAME": names,
                 "--all": every_one,
+                "--due": due,
                 "--full-refresh": full_refresh,
                 "--from": start,
                 "--to": end,
@@ -127,7 +131,20 @@ def run(
         else:
             _run_one_query(one, warehouse, progress)
         return
-    from dwcli.cli._record import rows_before
+    if due:
+        given = {"--full-refresh": full_refresh, "--from": start, "--to": end, "--limit": limit}
+        given["--dry-run"] = dry_run
+        _refuse_with_due(given)
+        from dwcli.cli._due import stamp
+
+        try:
+            _run_due(names or [], warehouse, jobs, fail_fast, allow_shrink, progress)
+        except DwError:
+            stamp()
+            raise
+        return
+    from dwcli.cli._notify import tell_of_runs
+    from dwcli.cli._record import read_last, rows_before
     from dwcli.cli._warehouse import warehouse_url_for
     from dwcli.pipeline import RunOptions, run_project
     from dwcli.project import load_project
@@ -142,6 +159,7 @@ def run(
 
         _show_plans(plan_project(project, chosen, url, options), alone)
         return
+    before = read_last(project)
     try:
         with listening(progress, len(chosen), rows_before(project)) as emit:
             results = run_project(project, chosen, url, options, emit)
@@ -152,7 +170,75 @@ def run(
         report(project, stopped.results, alone)
         raise typer.Exit(stopped.exit_code) from None
     report(project, results, alone)
+    tell_of_runs(project, url, results, before)
     if any(result["status"] != "success" for result in results):
+        raise typer.Exit(1)
+
+
+def _refuse_with_due(given: Mapping[str, object]) -> None:
+    found = [flag for flag, value in given.items() if value is not None and value is not False]
+    if found:
+        raise UsageError(
+            f"{', '.join(found)}: not with --due, which runs what a timer would run",
+            hint=f"name the pipelines: dw run NAME {found[0]} …",
+        )
+
+
+def _run_due(
+    names: Sequence[str],
+    warehouse: str | None,
+    jobs: int,
+    fail_fast: bool,
+    allow_shrink: bool,
+    progress: PROGRESS,
+) -> None:
+    """Run what is due, leave what runs already, and tell of what is late."""
+    from dwcli.cli import _due
+    from dwcli.cli._notify import tell_of_runs, tell_of_warehouse
+    from dwcli.cli._record import read_last
+    from dwcli.cli._timers import trim_log
+    from dwcli.cli._warehouse import warehouse_url_for
+    from dwcli.project import load_project
+
+    project = load_project(settings().project)
+    trim_log(project.root)
+    timed = _due.with_a_time(project, names)
+    if not timed:
+        _due.tell_nothing_due([], {})
+        report(project, [], alone=False)
+        return
+    before = read_last(project)
+    try:
+        url = warehouse_url_for(project, warehouse)
+        starts = _due.last_good_starts(url)
+    except DwError as error:
+        tell_of_warehouse(project, before, error)
+        raise
+    tell_of_warehouse(project, before, None)
+    due = _due.due_of(timed, starts)
+    results: list[dict[str, Any]] = []
+    if due:
+        from dwcli.pipeline import RunOptions, run_project
+
+        free, results = _due.part_running(url, due)
+        options = RunOptions(jobs=jobs, fail_fast=fail_fast, allow_shrink=allow_shrink)
+        try:
+            with listening(progress, len(free)) as emit:
+                done = run_project(
+                    project, free, url, options, _due.without_locked(emit), _due.still_due(url)
+                )
+        except RunStopped as stopped:
+            if not stopped.results:
+                raise
+            tell(stopped.message)
+            report(project, [*results, *_due.locked_as_skipped(stopped.results)], alone=False)
+            raise typer.Exit(stopped.exit_code) from None
+        results += _due.locked_as_skipped(done)
+    if not results:
+        _due.tell_nothing_due(timed, starts if not due else _due.last_good_starts(url))
+    report(project, results, alone=False)
+    tell_of_runs(project, url, results, before, timed)
+    if any(result["status"] == "failure" for result in results):
         raise typer.Exit(1)
 
 
@@ -242,16 +328,20 @@ def report(project: Project, results: Sequence[Mapping[str, Any]], alone: bool) 
     from dwcli.render.console import print_json
     from dwcli.render.runs import after_runs, totals
 
+    ran = [result for result in results if result["status"] != "skipped"]
     if result_wanted():
-        ok = bool(results) and all(result["status"] == "success" for result in results)
+        ok = (bool(results) or not alone) and all(result["status"] == "success" for result in ran)
         print_json(results[0] if alone and results else {"ok": ok, "runs": list(results)})
-    if not results:
+    for result in results:
+        if result["status"] == "skipped":
+            tell(f"{result['why']}: skipped")
+    if not ran:
         return
-    write_last(project, results)
-    _refresh_completion(project, results)
-    if len(results) > 1:
-        tell(totals(results))
-    tell_next(after_runs(results))
+    write_last(project, ran)
+    _refresh_completion(project, ran)
+    if len(ran) > 1:
+        tell(totals(ran))
+    tell_next(after_runs(ran))
 
 
 def _refresh_completion(project: Project, results: Sequence[Mapping[str, Any]]) -> None:

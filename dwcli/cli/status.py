@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from dwcli.project import Project
     from dwcli.render.runs import Standing
 
-RUNS_SHOWN = 7
 WATCH_SECONDS = 0.5
 #: A status screen does not wait longer than this for a warehouse.
 PATIENCE_SECONDS = 2.0
@@ -73,7 +72,7 @@ def status(
 def look(project: Project, now: datetime) -> tuple[Warehouse, list[Standing]]:
     """The warehouse, and every pipeline of the project. With the warehouse down, from the local record."""
     from dwcli.cli._record import last_runs_here
-    from dwcli.project import pipelines_of, seconds
+    from dwcli.project import pipelines_of
     from dwcli.render.runs import standing
 
     found, runs = _ask_warehouse(project)
@@ -83,7 +82,6 @@ def look(project: Project, now: datetime) -> tuple[Warehouse, list[Standing]]:
         standing(
             pipeline.full_name,
             pipeline.config.every,
-            seconds(pipeline.config.every) if pipeline.config.every else None,
             runs.get(pipeline.full_name, []),
             now,
         )
@@ -99,6 +97,7 @@ def _ask_warehouse(project: Project) -> tuple[Warehouse, Mapping[str, Sequence[M
         return Warehouse(False, "not known", why=error.message, hint=error.hint), {}
     if url is None:
         return Warehouse(False, "embedded", why="it is not running", hint="dw up"), {}
+    from dwcli.render.runs import RUNS_SHOWN
     from dwcli.staging.audit import latest_runs
     from dwcli.warehouse import connect, mask_url
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The name that means the warehouse itself.
 WAREHOUSE = "dw"
+#: The name that means those who are told of failures; only by name, since it sends a message.
+NOTIFY = "notify"
 #: Resources are counted up to here: a source with a million files is connected as well as one with this many.
 COUNTED = 1000
 
@@ -29,7 +31,10 @@ COUNTED = 1000
 def test_connection(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="Sources, or dw for the warehouse; else all of them."),
+        typer.Argument(
+            metavar="NAME",
+            help="Sources, dw for the warehouse, notify for a test message; else all but that.",
+        ),
     ] = None,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="The same as NAME; dw is the warehouse.")
@@ -67,6 +72,10 @@ def _test(name: str) -> dict[str, Any]:
     if name == WAREHOUSE:
         return _test_warehouse()
     project = load_project(settings().project)
+    if name == NOTIFY and name not in project.sources:
+        from dwcli.cli._notify import test_message
+
+        return _collect(NOTIFY, "a test message to each", lambda: test_message(project))
     source = find_source(project, name.partition(".")[0])
     return _collect(
         source.name,

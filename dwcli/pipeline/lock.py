@@ -31,6 +31,7 @@ def holder(session: psycopg.Connection, pipeline: str) -> str | None:
         select split_part(application_name, ' ', 2), round(extract(epoch from now() - backend_start))
         from pg_locks join pg_stat_activity using (pid)
         where locktype = 'advisory' and granted and objsubid = 1
+          and database = (select oid from pg_database where datname = current_database())
           and (classid::bigint << 32 | objid::bigint) = %s
         """,
         (_key(pipeline),),

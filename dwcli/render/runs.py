@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from dwcli.clock import late_from, next_due
 from dwcli.events import Stage
 from dwcli.render.tables import Column, Said, fields
 from dwcli.render.words import (
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+#: How many runs of a pipeline its trend shows.
+RUNS_SHOWN = 7
 STAGES: tuple[Stage, ...] = ("extract", "stage", "load")
 State = Literal["ok", "FAILED", "STALE", "running", "never"]
 STYLES = {"ok": "green", "FAILED": "bold red", "STALE": "yellow", "running": "cyan", "never": "dim"}
@@ -244,12 +247,13 @@ class Standing:
     trend: tuple[int | None, ...] = ()
     fix: str = ""
     error: str = ""
+    #: when it is to run next, or was to run; None where it has no `every:`
+    due: datetime | None = None
 
 
 def standing(
     pipeline: str,
     every: str | None,
-    every_seconds: float | None,
     runs: Sequence[Mapping[str, Any]],
     now: datetime,
 ) -> Standing:
@@ -260,21 +264,23 @@ def standing(
     """
     ended = [run for run in runs if run.get("status") != "running"]
     good = next((run for run in ended if run["status"] == "success"), None)
-    last_ok = good["finished_at"] if good else None
-    state = _state(runs, last_ok, every_seconds, now)
+    began = (good.get("started_at") or good["finished_at"]) if good else None
+    state = _state(runs, bool(began and every and late_from(every, began) < now))
     newest = runs[0] if runs else {}
     return Standing(
         pipeline,
         state,
-        last_ok,
+        good["finished_at"] if good else None,
         (newest.get("finished_at") or newest.get("started_at")) if runs else None,
         every,
         good.get("rows_loaded") if good else None,
         tuple(
-            (run.get("rows_loaded") or 0) if run["status"] == "success" else None for run in reversed(ended)
+            (run.get("rows_loaded") or 0) if run["status"] == "success" else None
+            for run in reversed(ended[:RUNS_SHOWN])
         ),
         _fix(pipeline, state, newest),
         str(newest.get("error_message") or "") if state == "FAILED" else "",
+        (next_due(every, began) if began else now) if every else None,
     )
 
 
@@ -289,18 +295,14 @@ def _fix(pipeline: str, state: State, newest: Mapping[str, Any]) -> str:
     return f"dw audit {short_id(str(newest['run_id']))}" if newest.get("run_id") else f"dw run {pipeline}"
 
 
-def _state(
-    runs: Sequence[Mapping[str, Any]], last_ok: datetime | None, every_seconds: float | None, now: datetime
-) -> State:
+def _state(runs: Sequence[Mapping[str, Any]], late: bool) -> State:
     if not runs:
         return "never"
     if runs[0].get("status") == "running":
         return "running"
     if runs[0].get("status") != "success":
         return "FAILED"
-    if last_ok and every_seconds and (now - last_ok).total_seconds() > every_seconds:
-        return "STALE"
-    return "ok"
+    return "STALE" if late else "ok"
 
 
 def needs_attention(standing: Standing) -> bool:
@@ -330,6 +332,27 @@ def status_row(standing: Standing, now: datetime, ascii_only: bool = False) -> l
         standing.rows,
         sparkline(standing.trend, ascii_only),
         fix,
+    ]
+
+
+SCHEDULE_COLUMNS = (
+    Column("PIPELINE"),
+    Column("EVERY", optional=1),
+    Column("STATE", optional=3),
+    Column("LAST OK", optional=2),
+    Column("NEXT"),
+)
+
+
+def schedule_row(standing: Standing, now: datetime) -> list[Any]:
+    """One row of `dw schedule show`: when a pipeline is due next."""
+    due = standing.due
+    return [
+        standing.pipeline,
+        standing.every,
+        Said(standing.state, state_word(standing.state)),
+        Said(standing.last_ok, ago(standing.last_ok, now) if standing.last_ok else "-"),
+        Said(due, ("now" if due <= now else local_time(due)) if due else "by hand"),
     ]
 
 

@@ -1,6 +1,7 @@
 """etl_audit_log: what past runs did. One row per run, also for one that was killed.
 
-Nothing in here decides what the next run does: delete the log, and the next run behaves the same.
+Nothing in here decides what the next run does: delete the log, and the next run behaves the same. (When a
+pipeline runs next by its `every:` is read here: without the log it is due at once.)
 This module imports neither polars nor SQLAlchemy at the top: `dw status` and `dw audit` read with it.
 """
 
@@ -217,19 +218,48 @@ def find_run(connection: psycopg.Connection, prefix: str) -> dict[str, Any]:
 
 
 def latest_runs(connection: psycopg.Connection, per_pipeline: int = 7) -> dict[str, list[dict[str, Any]]]:
-    """The latest runs of every pipeline, newest first, by the pipeline's name."""
+    """The latest runs of every pipeline, newest first, by the pipeline's name.
+
+    The latest good run is among them, as one more, however many failures have come after it.
+    """
     query = """
         select * from (
-            select *, row_number()
-                over (partition by pipeline_name order by started_at desc, id desc) as place
+            select *,
+                row_number() over (partition by pipeline_name order by started_at desc, id desc) as place,
+                row_number() over (partition by pipeline_name, status order by started_at desc, id desc)
+                    as place_of_status
             from etl_audit_log) as numbered
-        where place <= %(per_pipeline)s order by pipeline_name, place
+        where place <= %(per_pipeline)s or (place_of_status = 1 and status = 'success')
+        order by pipeline_name, place
     """
     grouped: dict[str, list[dict[str, Any]]] = {}
     for row in _rows(connection, query, {"per_pipeline": per_pipeline}):
-        del row["place"]
+        del row["place"], row["place_of_status"]
         grouped.setdefault(row["pipeline_name"], []).append(row)
     return grouped
+
+
+def good_starts(connection: psycopg.Connection) -> dict[str, datetime]:
+    """When the last good run of each pipeline began, by the pipeline's name."""
+    query = """
+        select pipeline_name, max(started_at) as began from etl_audit_log
+        where status = 'success' group by pipeline_name
+    """
+    return {row["pipeline_name"]: row["began"] for row in _rows(connection, query, {})}
+
+
+def run_before(connection: psycopg.Connection, pipeline: str, run_id: str) -> dict[str, Any] | None:
+    """The last run of a pipeline that ended before this one, and was not stopped by a person."""
+    query = """
+        select * from etl_audit_log as past
+        where pipeline_name = %(pipeline)s and run_id <> %(run_id)s and status <> 'running'
+          and error_code is distinct from 'DW-STOPPED'
+          and started_at <= coalesce(
+              (select started_at from etl_audit_log where run_id = %(run_id)s), now())
+        order by started_at desc, id desc limit 1
+    """
+    found = _rows(connection, query, {"pipeline": pipeline, "run_id": run_id})
+    return found[0] if found else None
 
 
 def now() -> datetime:

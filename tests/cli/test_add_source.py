@@ -187,7 +187,7 @@ def test_choices_for_one_pipeline_carry_its_name(dw, project, shop_db):
         (["--key", "idd"], "Did you mean 'id'?"),
         (["--write", "replace", "--cursor", "updated_at"], "a cursor has no place"),
         (["--write", "upsert"], "--write is one of"),
-        (["--every", "sometimes"], "--every: not a duration"),
+        (["--every", "sometimes"], "--every: neither a duration"),
         (["--pipeline", "select 1"], "a query needs a name"),
         (["--tables", "nothing*"], "nothing in the source matches nothing*"),
         (["--pipeline", "log", "--write", "merge"], "merge needs a key"),

@@ -1,0 +1,141 @@
+"""`dw run --due`: which pipelines' time has come.
+
+That is asked of the audit log each time: nothing else is kept, so a missed day is caught up by one run,
+and a failed run is due again at the next call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from dwcli.cli._output import tell
+from dwcli.cli.settings import settings
+from dwcli.errors import DwError
+
+if TYPE_CHECKING:
+    from dwcli.events import Emit, Event
+    from dwcli.project import Pipeline, Project
+
+
+def with_a_time(project: Project, names: Sequence[str]) -> list[Pipeline]:
+    """The pipelines that have `every:`, of those named or of all."""
+    from dwcli.project import pipelines_of, select
+
+    chosen = select(project, names) if names else pipelines_of(project)
+    return [pipeline for pipeline in chosen if pipeline.config.every]
+
+
+def last_good_starts(url: str) -> dict[str, datetime]:
+    """When the last good run of each pipeline began."""
+    from dwcli.staging.audit import good_starts
+    from dwcli.warehouse import connect
+
+    with closing(connect(url)) as connection:
+        return good_starts(connection)
+
+
+def due_of(pipelines: Sequence[Pipeline], starts: Mapping[str, datetime]) -> list[Pipeline]:
+    """The pipelines that are to run now."""
+    from dwcli.clock import is_due
+
+    now = datetime.now(UTC)
+    return [p for p in pipelines if is_due(p.config.every or "", starts.get(p.full_name), now)]
+
+
+def part_running(url: str, pipelines: Sequence[Pipeline]) -> tuple[list[Pipeline], list[dict[str, Any]]]:
+    """(the pipelines that nobody runs, a result for each of the others)."""
+    from dwcli.pipeline.lock import holder
+    from dwcli.warehouse import connect
+
+    with closing(connect(url)) as connection:
+        held = {p.full_name: holder(connection, p.full_name) for p in pipelines}
+    return (
+        [p for p in pipelines if held[p.full_name] is None],
+        [
+            skipped(
+                {
+                    "pipeline_name": p.full_name,
+                    "source_name": p.source.name,
+                    "target_table": f"{p.schema}.{p.target}",
+                },
+                f"{p.full_name} is already running{held[p.full_name]}",
+            )
+            for p in pipelines
+            if held[p.full_name] is not None
+        ],
+    )
+
+
+def skipped(result: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """The result of a pipeline that was left to the run that has it."""
+    kept = ("pipeline_name", "source_name", "target_table")
+    return {
+        "run_id": None,
+        "status": "skipped",
+        **{name: result[name] for name in kept},
+        "rows_loaded": 0,
+        "parquet_files": 0,
+        "duration_seconds": 0.0,
+        "error": None,
+        "why": why,
+    }
+
+
+def still_due(url: str) -> Callable[[Pipeline], bool]:
+    """Asks, when a pipeline's turn has come: another `dw run --due` may have run it meanwhile."""
+
+    def wanted(pipeline: Pipeline) -> bool:
+        try:
+            return bool(due_of([pipeline], last_good_starts(url)))
+        except DwError:  # the run itself finds out, and its result says so
+            return True
+
+    return wanted
+
+
+def without_locked(emit: Emit) -> Emit:
+    """A listener that is not told of a pipeline that another run took first."""
+    from dwcli.events import RunFinished
+
+    def quiet(event: Event) -> None:
+        if isinstance(event, RunFinished):
+            if is_locked(event.result):
+                return
+            if event.result["status"] != "success":
+                stamp()
+        emit(event)
+
+    return quiet
+
+
+def stamp() -> None:
+    """The time above what goes wrong, where a timer calls and a log is written."""
+    if settings().quiet and not sys.stderr.isatty():
+        from dwcli.render.console import say
+
+        say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} dw run --due")
+
+
+def is_locked(result: Mapping[str, Any]) -> bool:
+    return (result.get("error") or {}).get("code") == "DW-LOCKED"
+
+
+def locked_as_skipped(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results, with those that another run had taken as skipped."""
+    return [skipped(r, r["error"]["message"]) if is_locked(r) else r for r in results]
+
+
+def tell_nothing_due(pipelines: Sequence[Pipeline], starts: Mapping[str, datetime]) -> None:
+    """Say that there is nothing to do, and when there will be."""
+    from dwcli.clock import next_due
+    from dwcli.render.words import local_time
+
+    if not pipelines:
+        tell("Nothing is due: no pipeline has a time. Give one in its source file, such as every: 1h")
+        return
+    moment, name = min((next_due(p.config.every or "", starts[p.full_name]), p.full_name) for p in pipelines)
+    tell(f"Nothing is due. {name} is next: {local_time(moment)}")
