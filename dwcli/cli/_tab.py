@@ -110,6 +110,8 @@ def named(kind: str, before: list[str]) -> list[tuple[str, str]]:
     """Words of one kind: pipelines, sources, runs, tables, protocols, folders, files."""
     if kind == "protocols":
         return [(name, "") for name in protocols()]
+    if kind == "topics":
+        return [(name, entry["help"]) for name, entry in WORDS.items()]
     root = find_root(before)
     if root is None:
         return []

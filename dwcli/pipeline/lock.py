@@ -14,7 +14,7 @@ def take_lock(session: psycopg.Connection, pipeline: str, who: str) -> None:
 
     who: what others are told of the holder: a run's id, or what is done with the pipeline.
     """
-    key = int.from_bytes(hashlib.sha256(pipeline.encode()).digest()[:8], signed=True)
+    key = _key(pipeline)
     session.execute("select set_config('application_name', %s, false)", (f"dw {who} {pipeline}"[:63],))
     row = session.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone()
     if row and row[0]:
@@ -33,3 +33,18 @@ def take_lock(session: psycopg.Connection, pipeline: str, who: str) -> None:
         f"{pipeline} is already running{told}",
         hint="wait until it is done: dw status",
     )
+
+
+def is_held(session: psycopg.Connection, pipeline: str) -> bool:
+    """Whether somebody holds a pipeline. Only looks: a run that begins just now is not disturbed."""
+    query = """
+        select 1 from pg_locks
+        where locktype = 'advisory' and granted and objsubid = 1
+          and (classid::bigint << 32 | objid::bigint) = %s
+          and database = (select oid from pg_database where datname = current_database())
+        """
+    return session.execute(query, (_key(pipeline),)).fetchone() is not None
+
+
+def _key(pipeline: str) -> int:
+    return int.from_bytes(hashlib.sha256(pipeline.encode()).digest()[:8], signed=True)
