@@ -55,9 +55,9 @@ def read_folder(given: Path | str | None) -> Folder:
         try:
             config = read_config(root)
         except ConfigError as reason:
-            return Folder(root, None, [_invalid(reason, "dw.yaml")])
+            return Folder(root, None, [_invalid(root, reason, "dw.yaml")])
         sources, findings = _valid_sources(root)
-        return Folder(root, Project(root, config, sources), findings or [_invalid(error, "sources/")])
+        return Folder(root, Project(root, config, sources), findings or [_invalid(root, error, "sources/")])
     told = ", ".join(
         [count(len(project.sources), "source"), count(len(pipelines_of(project)), "pipeline"), "files valid"]
     )
@@ -67,9 +67,9 @@ def read_folder(given: Path | str | None) -> Folder:
     return Folder(project.root, project, [finding])
 
 
-def _invalid(error: DwError, file: str) -> Finding:
+def _invalid(root: Path, error: DwError, file: str) -> Finding:
     said = f"{error.message} ({error.why})" if error.why else error.message
-    return Finding("project", "fail", said, error.hint or f"edit {file}")
+    return Finding("project", "fail", said.replace(f"{root}{os.sep}", ""), error.hint or f"edit {file}")
 
 
 def _valid_sources(root: Path) -> tuple[dict[str, Source], list[Finding]]:
@@ -81,7 +81,7 @@ def _valid_sources(root: Path) -> tuple[dict[str, Source], list[Finding]]:
         try:
             sources[path.stem] = read_source(path)
         except ConfigError as error:
-            findings.append(_invalid(error, str(path.relative_to(root))))
+            findings.append(_invalid(root, error, str(path.relative_to(root))))
     return sources, findings
 
 
@@ -192,7 +192,9 @@ def plain_secrets(project: Project) -> Iterator[Finding]:
     found = []
     warehouse = PASSWORD_IN_URL.search(project.config.warehouse)
     if warehouse and not REFERENCE.search(warehouse[1]):
-        found.append(Finding("secrets", "fail", "dw.yaml holds a password: warehouse", _to_env("dw", "", "")))
+        found.append(
+            Finding("secrets", "fail", "dw.yaml holds a password: warehouse", _to_env("DW_PASSWORD", "user:"))
+        )
     for source in project.sources.values():
         file = source.path.relative_to(project.root)
         found += [
@@ -200,18 +202,16 @@ def plain_secrets(project: Project) -> Iterator[Finding]:
                 "secrets",
                 "fail",
                 f"{file} holds a secret in plain text: {key}",
-                _to_env(source.name, key, str(file)),
+                _to_env(f"{source.name}_{key}", f"{key.rpartition('.')[2]}: "),
             )
             for key in secret_keys(source)
         ]
     yield from found or [Finding("secrets", "ok", "no secret stands in dw.yaml or sources/")]
 
 
-def _to_env(source: str, key: str, file: str) -> str:
-    if not key:
-        return "put the password into .env as DW_PASSWORD=…, and write ${env:DW_PASSWORD} in its place"
-    name = re.sub(r"[^A-Z0-9]+", "_", f"{source}_{key}".upper())
-    return f"put it into .env as {name}=…, and write ${{env:{name}}} in its place in {file}; then change it"
+def _to_env(name: str, before: str) -> str:
+    name = re.sub(r"[^A-Z0-9]+", "_", name.upper())
+    return f"write {before}${{env:{name}}} there, and {name}=… in .env"
 
 
 def secret_keys(source: Source) -> list[str]:

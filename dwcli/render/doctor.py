@@ -42,7 +42,8 @@ def finding_view(finding: Finding, screen: int) -> RenderableType:
     """A finding for a screen, what mends it under it."""
     from rich.text import Text
 
-    body = Text(escape(finding.detail))
+    alone = "" if screen >= ROOMY else f"{finding.layer}: "
+    body = Text(alone + escape(finding.detail))
     if finding.mended:
         body.append(f"\nmended: {escape(finding.mended)}", style="green")
     elif finding.fix:
