@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,31 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 6.0
 AT_ONCE = 16
+#: The name of threads that may still wait for a server; those of `waited` have it too.
+WAITING = "dw-waiting"
 
 
 def reachable(connectors: Mapping[str, Connector]) -> Iterator[Finding]:
     """The connection test of each source, told in their order."""
-    if not connectors:
-        return
-    with ThreadPoolExecutor(min(AT_ONCE, len(connectors)), "dw-doctor") as pool:
-        yield from pool.map(_try, connectors.keys(), connectors.values())
+    # Not a pool: Python would wait for its threads after Ctrl-C.
+    turns = threading.BoundedSemaphore(AT_ONCE)
+    answers: list[queue.SimpleQueue[Finding]] = []
+
+    def test(name: str, connector: Connector, answer: queue.SimpleQueue[Finding]) -> None:
+        with turns:
+            answer.put(_try(name, connector))
+
+    for name, connector in connectors.items():
+        answers.append(queue.SimpleQueue())
+        threading.Thread(target=test, args=(name, connector, answers[-1]), name=WAITING, daemon=True).start()
+    for answer in answers:
+        while True:
+            try:
+                # In short pieces: some drivers set a handler of SIGINT that does not end a longer wait.
+                yield answer.get(timeout=0.2)
+                break
+            except queue.Empty:
+                continue
 
 
 def _try(name: str, connector: Connector) -> Finding:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dwcli.errors import ConnectionFailed, DwError
 from dwcli.render.doctor import Finding
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dwcli.warehouse.embedded import Server
 
     Settle = Callable[[Finding], Finding]
+    #: the columns of the audit log, newest first, by pipeline
+    Known = Mapping[str, Sequence[Mapping[str, Any]]]
 
 #: How long connecting, and each question, may take.
 PATIENCE_SECONDS = 5
@@ -264,7 +266,7 @@ def runs(
 ) -> Iterator[Finding]:
     """Runs that died without a word, runs under way, pipelines that are late."""
     from dwcli.pipeline.lock import is_held
-    from dwcli.staging.audit import running_runs
+    from dwcli.staging.audit import latest_runs, running_runs
 
     entries = running_runs(connection)
     dead = [entry for entry in entries if not is_held(connection, entry["pipeline_name"])]
@@ -281,7 +283,7 @@ def runs(
     if len(entries) > len(dead):
         names = ", ".join(entry["pipeline_name"] for entry in entries if entry not in dead)
         yield Finding("runs", "ok", f"under way: {names}")
-    yield from late(connection, pipelines, now)
+    yield from late(latest_runs(connection), pipelines, now)
 
 
 def mark_dead(place: Place, pipeline: str) -> str:
@@ -294,13 +296,11 @@ def mark_dead(place: Place, pipeline: str) -> str:
         return f"{count(mark_interrupted(session, pipeline), 'run')} of {pipeline} marked as interrupted"
 
 
-def late(connection: psycopg.Connection, pipelines: list[Pipeline], now: datetime) -> Iterator[Finding]:
-    """Pipelines whose last good run is longer ago than `every` says."""
+def late(known: Known, pipelines: list[Pipeline], now: datetime) -> Iterator[Finding]:
+    """Pipelines whose last good run is longer ago than `every` says. known: the last runs of each."""
     from dwcli.project import seconds
     from dwcli.render.runs import standing
-    from dwcli.staging.audit import latest_runs
 
-    known = latest_runs(connection)
     behind = []
     clocked = [pipeline for pipeline in pipelines if pipeline.config.every]
     for pipeline in clocked:
@@ -310,7 +310,7 @@ def late(connection: psycopg.Connection, pipelines: list[Pipeline], now: datetim
         if stands.state == "running":
             continue
         if stands.last_ok is None:
-            behind.append(f"{name} (never ran well)")
+            behind.append(f"{name} (no good run known)")
         elif (now - stands.last_ok).total_seconds() > every:
             behind.append(f"{name} ({ago(stands.last_ok, now)}, every {pipeline.config.every})")
     if behind:

@@ -111,7 +111,10 @@ def named(kind: str, before: list[str]) -> list[tuple[str, str]]:
     if kind == "protocols":
         return [(name, "") for name in protocols()]
     if kind == "topics":
-        return [(name, entry["help"]) for name, entry in WORDS.items()]
+        from dwcli.cli._codes import CODES  # 10 ms, and only after `dw help`
+
+        texts = [(code, entry.what) for code, entry in CODES.items()]
+        return [*((name, entry["help"]) for name, entry in WORDS.items()), *texts]
     root = find_root(before)
     if root is None:
         return []

@@ -41,21 +41,31 @@ def doctor(
     from dwcli.render.doctor import totals
 
     found = []
-    for finding in _clean(examine(fix, sources)):
-        found.append(finding)
-        _show(finding)
+    try:
+        for finding in _clean(examine(fix, sources)):
+            found.append(finding)
+            _show(finding)
+    except KeyboardInterrupt:
+        _leave_waiting(130)
+        raise
     ok = not any(finding.state == "fail" for finding in found)
     _show_rest(found, ok)
     tell(totals(found))
     if not fix and any(finding.mend for finding in found):
         tell_next("dw doctor --fix")
-    sys.stdout.flush()
-    if any(thread.name == "dw-waiting" for thread in threading.enumerate()):
-        # A driver that still waits for its server would not survive the usual end of Python.
-        sys.stderr.flush()
-        os._exit(0 if ok else 1)
+    _leave_waiting(0 if ok else 1)
     if not ok:
         raise typer.Exit(1)
+
+
+def _leave_waiting(code: int) -> None:
+    """End at once where a driver still waits for its server: it would not survive the usual end of Python."""
+    from dwcli.cli._doctor_sources import WAITING
+
+    if any(thread.name == WAITING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 # -- what is looked at ---------------------------------------------------------------------------------
@@ -143,6 +153,7 @@ def _of_warehouse(project: Project, settle: Callable[[Finding], Finding]) -> Ite
     """The warehouse, the disks, and what can be said of runs and the lake with it or without it."""
     from dwcli.cli import _doctor_warehouse as warehouse
     from dwcli.cli._doctor_project import disks
+    from dwcli.cli._record import last_runs_here
     from dwcli.project import pipelines_of
 
     place: warehouse.Place | None = None
@@ -174,6 +185,7 @@ def _of_warehouse(project: Project, settle: Callable[[Finding], Finding]) -> Ite
         yield _guarded("warehouse", ask)
     if not asked:
         yield _guarded("lake", lambda: warehouse.lake(None, project, pipelines))
+        yield warehouse.late(last_runs_here(project), pipelines, warehouse.now_utc())
 
 
 def _guarded(layer: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -225,6 +225,7 @@ def test_a_warehouse_that_is_away_is_one_failure_and_the_rest_is_checked(dw, wel
     assert code == 1
     assert [c["layer"] for c in checks if c["state"] == "fail"] == ["warehouse"]
     assert about(checks, "does not answer")["fix"]
+    assert about(checks, "no pipeline is late")["state"] == "ok"  # by the local record
     assert about(checks, "shop: can read")["state"] == "ok"
 
 
@@ -246,6 +247,25 @@ def test_servers_that_never_answer_cost_a_few_seconds_together(dw, well):
     assert len(slow) == 3
     assert about(checks, "no answer within 5 s from")["layer"] == "warehouse"
     assert about(checks, "shop: can read")["state"] == "ok"
+
+
+def test_ctrl_c_ends_the_waiting_at_once(terminal, well):
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        (well / "sources" / "a.yaml").write_text(
+            f"protocol: postgres\nhost: 127.0.0.1\nport: {silent.getsockname()[1]}\ndatabase: d\n"
+            "username: u\npassword: ${env:WAREHOUSE_PASSWORD}\n",
+            "utf-8",
+        )
+        child = terminal("doctor", "--no-color")
+        child.expect("no pipeline is late")
+        time.sleep(1)  # it waits for the source now
+        begun = time.monotonic()
+        child.sendintr()
+        child.expect(pexpect.EOF)
+        child.wait()
+    assert child.exitstatus == 130
+    assert time.monotonic() - begun < 4
+    assert "Traceback" not in child.before
 
 
 def test_an_own_warehouse_that_is_down_is_a_warning_and_nothing_is_started(dw, project):

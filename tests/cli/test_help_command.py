@@ -156,3 +156,11 @@ def test_a_failure_without_a_fix_points_to_its_explanation():
     assert _explained(errors.CountsDiffer()) == "dw help DW-COUNTS"
     assert _explained(errors.DwError("x")) == ""
     assert _explained(errors.ConfigError("x")) == ""
+
+
+def test_tab_offers_commands_and_codes():
+    from dwcli.cli._tab import answer
+
+    assert answer("bash", ["help", "stat"]) == "status\nstate\n"
+    assert "DW-CONN-TLS\n" in answer("bash", ["help", "DW-CONN-"])
+    assert answer("zsh", ["help", "DW-SQL"]) == f"DW-SQL\t{CODES['DW-SQL'].what}\n"
