@@ -299,6 +299,6 @@ CODES: dict[str, Explanation] = {
 
 
 def find(topic: str) -> str | None:
-    """The code meant by a word: `DW-CONN-LOGIN`, `conn-login`, `[DW-CONN-LOGIN]`; None for no code."""
+    """The code that a word means: `DW-CONN-LOGIN`, `conn-login`, `login`, `[DW-CONN-LOGIN]`; or None."""
     word = topic.strip().strip("[]").upper().replace("_", "-")
-    return next((code for code in (word, f"DW-{word}") if code in CODES), None)
+    return next((code for code in (word, f"DW-{word}", f"DW-CONN-{word}") if code in CODES), None)

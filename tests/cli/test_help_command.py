@@ -94,7 +94,9 @@ def test_commands_in_an_explanation_are_commands(code):
         assert words[0] in names, line
 
 
-@pytest.mark.parametrize("typed", ["DW-CONN-LOGIN", "dw-conn-login", "conn-login", "[DW-CONN-LOGIN]"])
+@pytest.mark.parametrize(
+    "typed", ["DW-CONN-LOGIN", "dw-conn-login", "conn-login", "login", "[DW-CONN-LOGIN]"]
+)
 def test_a_code_is_found_however_it_is_typed(typed):
     assert find(typed) == "DW-CONN-LOGIN"
 
