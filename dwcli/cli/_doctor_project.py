@@ -190,8 +190,7 @@ def _ignored(root: Path, name: str) -> bool | None:
 def plain_secrets(project: Project) -> Iterator[Finding]:
     """Secrets that stand in the files which git keeps."""
     found = []
-    warehouse = PASSWORD_IN_URL.search(project.config.warehouse)
-    if warehouse and not REFERENCE.search(warehouse[1]):
+    if "://" in project.config.warehouse and _is_secret(project.config.warehouse):
         found.append(
             Finding("secrets", "fail", "dw.yaml holds a password: warehouse", _to_env("DW_PASSWORD", "user:"))
         )
@@ -251,8 +250,7 @@ def _is_secret(value: Any) -> bool:
         return False
     text = str(value)
     if "://" in text:
-        match = PASSWORD_IN_URL.search(text)
-        return match is not None and not REFERENCE.search(match[1])
+        return PASSWORD_IN_URL.search(REFERENCE.sub("", text)) is not None
     return not REFERENCE.search(text)
 
 

@@ -146,6 +146,7 @@ def test_secrets_in_plain_text_are_named_and_not_repeated(dw, well):
         ("http", {"headers": {"Authorization": "Bearer ${env:T}"}}, []),
         ("http", {"base_url": "https://u:pw@host/"}, ["base_url"]),
         ("http", {"base_url": "https://u:${env:P}@host/"}, []),
+        ("http", {"base_url": "https://${env:LOGIN}@host/"}, []),
         ("mongodb", {"uri": "mongodb://host/db"}, []),
         ("mongodb", {"uri": "mongodb://u:p@host/db"}, ["uri"]),
         ("nosuch", {"password": "x"}, []),
