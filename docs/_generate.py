@@ -53,6 +53,21 @@ def help_of(words: list[str]) -> str:
     return "\n".join(line.rstrip() for line in plain.splitlines()).strip("\n")
 
 
+def errors() -> str:
+    """Every error code with its explanation, as `dw help CODE` tells it."""
+    from dwcli.cli._codes import CODES
+
+    sections = []
+    for code, entry in CODES.items():
+        causes = "\n".join(f"- {cause}" for cause in entry.causes)
+        do = "\n".join(f"- {sentence}" for sentence in entry.do)
+        sections.append(
+            f"## {code}\n\n{entry.what} Exit code {entry.exit_code}.\n\n"
+            f"Usual causes:\n\n{causes}\n\nWhat to do:\n\n{do}"
+        )
+    return "\n\n".join(sections)
+
+
 def sources() -> str:
     """The table of every kind of source, each with its page."""
     head = ("Source", "Protocol", "Also called", "Driver", "New rows by", "Types", "Tried against")

@@ -196,11 +196,15 @@ def load_project(folder: Path | str | None = None) -> Project:
     root = start if given and (start / PROJECT_FILE).is_file() else find_root(start)
     if root is None:
         raise ProjectMissing(f"there is no dw project here or above ({start})")
-    document = read_document(root / PROJECT_FILE)
-    config = _validate(ProjectConfig, document.data, document)
-    project = Project(root, config, read_sources(root))
+    project = Project(root, read_config(root), read_sources(root))
     _refuse_shared_tables(project)
     return project
+
+
+def read_config(root: Path) -> ProjectConfig:
+    """The project's dw.yaml. Raises ConfigError."""
+    document = read_document(root / PROJECT_FILE)
+    return _validate(ProjectConfig, document.data, document)
 
 
 def read_sources(root: Path) -> dict[str, Source]:

@@ -112,6 +112,11 @@ def named(kind: str, before: list[str]) -> list[tuple[str, str]]:
     """Words of one kind: pipelines, sources, runs, tables, protocols, folders, files."""
     if kind == "protocols":
         return [(name, "") for name in protocols()]
+    if kind == "topics":
+        from dwcli.cli._codes import CODES  # 10 ms, and only after `dw help`
+
+        texts = [(code, entry.what) for code, entry in CODES.items()]
+        return [*((name, entry["help"]) for name, entry in WORDS.items()), *texts]
     root = find_root(before)
     if root is None:
         return []

@@ -155,6 +155,13 @@ WORDS: dict[str, dict[str, Any]] = {'init': {'help': 'Make a project here or in 
             'completes': 'pipelines',
             'flags': {'--no-source': None},
             'flag_help': {'--no-source': 'Compare lake and warehouse alone: quick.'}},
+ 'doctor': {'help': 'Check the project, its secrets, drivers, disks, warehouse, lake, runs and sources.',
+            'completes': '',
+            'flags': {'--fix': None, '--sources': None, '--no-sources': None},
+            'flag_help': {'--fix': 'Mend what can do no harm: permissions, .gitignore, dead runs, a '
+                                   'warehouse that is down.',
+                          '--sources': 'Also connect to every source.',
+                          '--no-sources': 'Also connect to every source.'}},
  'state': {'help': 'Show or move the cursor of a pipeline. Rows in the warehouse stay as they are.',
            'completes': 'pipelines',
            'flags': {},
@@ -176,7 +183,11 @@ WORDS: dict[str, dict[str, Any]] = {'init': {'help': 'Make a project here or in 
  'completion': {'help': 'TAB for commands, flags, sources, pipelines and runs.',
                 'completes': 'completion',
                 'flags': {},
-                'flag_help': {}}}
+                'flag_help': {}},
+ 'help': {'help': 'Explain an error code or a command; alone, list the commands.',
+          'completes': 'topics',
+          'flags': {},
+          'flag_help': {}}}
 
 #: protocol → the flags of `dw add-source PROTOCOL`
 FIELDS: dict[str, dict[str, list[str] | None]] = {'amqp': {'--host': [],

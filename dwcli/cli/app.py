@@ -51,11 +51,13 @@ COMMANDS = (
     Command("audit", "Look", "runs"),
     Command("query", "Look"),
     Command("verify", "Look", "pipelines"),
+    Command("doctor", "Look"),
     Command("state", "Load", "pipelines"),
     Command("clean", "Warehouse"),
     Command("up", "Warehouse"),
     Command("down", "Warehouse"),
     Command("completion", "Shell", "completion"),
+    Command("help", "Shell", "topics"),
 )
 ALIASES = {
     "ls": "sources",
@@ -314,6 +316,7 @@ def _fail(error: DwError) -> int:
     from dwcli.render.errors import show_error
 
     secrets = known_secrets()
+    error.hint = error.hint or _explained(error)
     show_error(error, secrets)
     if _settings.settings().json:
         import json
@@ -324,6 +327,14 @@ def _fail(error: DwError) -> int:
     if _settings.settings().verbose > 1:
         _show_traceback(error, secrets)
     return error.exit_code
+
+
+def _explained(error: DwError) -> str:
+    """What to type about a failure that says no more itself. A typo needs no explanation."""
+    from dwcli.cli._codes import CODES
+
+    known = error.code in CODES and error.code != DwError.code
+    return f"dw help {error.code}" if known and error.exit_code == 1 else ""
 
 
 def _fail_unexpectedly(error: Exception) -> int:

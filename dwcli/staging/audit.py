@@ -201,6 +201,12 @@ def last_runs(
     return _rows(connection, query, values)
 
 
+def running_runs(connection: psycopg.Connection) -> list[dict[str, Any]]:
+    """The runs that the log says are under way, oldest first; some of them may have died."""
+    query = "select * from etl_audit_log where status = 'running' order by started_at, id"
+    return _rows(connection, query, {})
+
+
 def find_run(connection: psycopg.Connection, prefix: str) -> dict[str, Any]:
     """The run whose id begins with `prefix`. Raises NameUnknown when there is none, or several."""
     query = (
