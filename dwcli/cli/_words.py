@@ -69,6 +69,13 @@ WORDS: dict[str, dict[str, Any]] = {'init': {'help': 'Make a project here or in 
              'completes': '',
              'flags': {'--protocols': None},
              'flag_help': {'--protocols': 'The kinds of source that can be added, and their drivers.'}},
+ 'remove': {'help': 'Remove a pipeline or a whole source. Its table and its files in the lake stay unless '
+                    'asked for.',
+            'completes': 'pipelines',
+            'flags': {'--drop-table': None, '--lake': None, '--dry-run': None},
+            'flag_help': {'--drop-table': 'Drop the table too; refused while views read it.',
+                          '--lake': 'Delete its Parquet files in the lake too.',
+                          '--dry-run': 'Say what would go and what would stay; change nothing.'}},
  'preview': {'help': 'Show first rows without loading them: values and types as the warehouse would get '
                      'them.',
              'completes': 'pipelines',
