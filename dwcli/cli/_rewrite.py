@@ -161,37 +161,38 @@ def _set(text: str, keys: Sequence[str], value: Any) -> str:
             break
         depth += 1
         if depth == len(keys):
-            return _set_value(text, pair, value, shift)
+            return _set_value(text, pair, value, shift, bool(node.flow_style))
         if not _is_mapping(pair[1]):
             nested = value
             for key in reversed(keys[depth:]):
                 nested = {key: nested}
-            return _set_value(text, pair, nested, shift)
+            return _set_value(text, pair, nested, shift, bool(node.flow_style))
         node = pair[1]
     nested = value
     for key in reversed(keys[depth + 1 :]):
         nested = {key: nested}
     if node is None:
-        return f"{text}{keys[0]}: {_inline(nested, False)}{_newline(text)}"
+        return f"{text}{keys[0]}: {_inline(nested, False, False)}{_newline(text)}"
     return _add(text, node, keys[depth], nested, shift)
 
 
-def _set_value(text: str, pair: tuple[Any, Any], value: Any, shift: int) -> str:
+def _set_value(text: str, pair: tuple[Any, Any], value: Any, shift: int, flow: bool) -> str:
     key, node = pair
+    said = _inline(value, _is_json(text), flow)
     start, end = node.start_mark.index + shift, _end(node, text, shift)
     if end <= start:  # `key:` with nothing behind it
         start = end = text.index(":", key.end_mark.index + shift) + 1
-        return f"{text[:start]} {_inline(value, False)}{text[end:]}"
+        return f"{text[:start]} {said}{text[end:]}"
     colon = text.index(":", key.end_mark.index + shift) + 1
     if "\n" in text[colon:start]:  # a block below its key becomes a value beside it
-        return f"{text[:colon]} {_inline(value, False)}{text[end:]}"
-    return text[:start] + _inline(value, text.lstrip("\ufeff \r\n\t")[:1] == "{") + text[end:]
+        return f"{text[:colon]} {said}{text[end:]}"
+    return text[:start] + said + text[end:]
 
 
 def _add(text: str, node: Any, key: str, value: Any, shift: int) -> str:
-    strict = text.lstrip("\ufeff \r\n\t")[:1] == "{"
+    strict = _is_json(text)
     name = json.dumps(key) if strict else key
-    line = f"{name}: {_inline(value, strict)}"
+    line = f"{name}: {_inline(value, strict, bool(node.flow_style) or not node.value)}"
     if not node.value:
         start = node.start_mark.index + shift
         return f"{text[:start]}{{{line}}}{text[node.end_mark.index + shift :]}"
@@ -239,17 +240,28 @@ def _delete(text: str, keys: Sequence[str]) -> str:
     return text[: _line_start(text, start)] + text[_line_end(text, end) :]
 
 
-def _inline(value: Any, strict: bool) -> str:
-    """A value as it stands behind its key, on one line. strict: as JSON."""
+def _is_json(text: str) -> bool:
+    return text.lstrip("\ufeff \r\n\t")[:1] == "{"
+
+
+def _inline(value: Any, strict: bool, flow: bool) -> str:
+    """A value as it stands behind its key, on one line. strict: as JSON. flow: between braces."""
     if strict:
         return json.dumps(value, ensure_ascii=False)
+    found = re.fullmatch(r"v: (.*)\n", _dumped(value, False))
+    if found and not flow:
+        return found[1]
+    return re.fullmatch(r"\{v: (.*)\}\n", _dumped(value, True), re.DOTALL)[1]  # type: ignore[index]
+
+
+def _dumped(value: Any, flow: bool) -> str:
     from io import StringIO
 
     from ruamel.yaml import YAML
 
     yaml = YAML()
-    yaml.default_flow_style = True
+    yaml.default_flow_style = flow
     yaml.width = 1_000_000
     out = StringIO()
     yaml.dump({"v": value}, out)
-    return re.fullmatch(r"\{v: (.*)\}\n", out.getvalue(), re.DOTALL)[1]  # type: ignore[index]
+    return out.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -77,7 +77,7 @@ def ask_connection(project: Project, draft: dict[str, Any]) -> type[BaseModel]:
         draft["answers"] = so_far
         _save(project, draft)
 
-    draft["answers"] = forms.ask(model, answers, keep)
+    draft["answers"] = forms.ask(model, answers, keep, draft["name"])
     return model
 
 
@@ -145,8 +145,13 @@ def _masked(url: str) -> str:
     return mask_url(url)
 
 
-def connect_or_fix(project: Project, draft: dict[str, Any]) -> Connector | None:
-    """A connected source. After a failure: fix a field and try again, save anyway (None), or quit."""
+def connect_or_fix(
+    project: Project, draft: dict[str, Any], save: Callable[[Project, dict[str, Any]], None] = _save
+) -> Connector | None:
+    """A connected source. After a failure: fix a field and try again, save anyway (None), or quit.
+
+    save: keeps the answers so far. Raises typer.Exit on quit.
+    """
     while True:
         layer = "config"
         try:
@@ -165,11 +170,11 @@ def connect_or_fix(project: Project, draft: dict[str, Any]) -> Connector | None:
         if answer == "save":
             return None
         if answer == "quit":
-            _save(project, draft)
-            say(STOPPED)
+            save(project, draft)
+            say(STOPPED if save is _save else "Nothing was changed.")
             raise typer.Exit(1)
         _ask_again(draft, answer)
-        _save(project, draft)
+        save(project, draft)
 
 
 def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
@@ -193,12 +198,13 @@ def _ask_again(draft: dict[str, Any], name: str) -> None:
         name = prompts.choose("Which?", [(field, field) for field in fields])
     field = next(f for f in forms.fields_of(_model_of(draft)) if f.name == name)
     before = draft["answers"].get(name)
-    answer = forms.ask_field(field, None if field.secret else before)
+    answer = forms.ask_field(field, None if isinstance(before, SecretStr) else before, draft["name"])
     if answer is None:
         draft["answers"].pop(name, None)
     else:
-        draft["answers"][name] = answer
-    make_paths_absolute(_model_of(draft), draft["answers"])
+        typed = {name: answer}
+        make_paths_absolute(_model_of(draft), typed)
+        draft["answers"] |= typed
 
 
 def _model_of(draft: Mapping[str, Any]) -> type[BaseModel]:

@@ -401,6 +401,7 @@ def test_a_typed_password_is_neither_shown_nor_kept_in_the_draft(terminal, proje
     child = terminal("add-source", "postgres", "pg", "--host", "127.0.0.1", "--port", "1")
     answer(child, "Database", "d" + ENTER)
     answer(child, "Role that may read", "u" + ENTER)
+    answer(child, "type it (kept in .env)", ENTER)
     answer(child, "[hidden]", "hunter2secret" + ENTER)
     child.expect_exact("FAIL")
     shown = child.before
