@@ -12,6 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
+from dwcli.cli._fidelity import report
 from dwcli.cli._inference import STREAMS, Plan, cautions, own_place, pipeline_name, propose, write_for
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
@@ -230,6 +231,8 @@ def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
     for resource in chosen:
         named[pipeline_name(resource.name, taken | set(named))] = resource
     _preview(connector, chosen[0])
+    for line in report(named, connector.protocol, getattr(connector.config, "timezone", "UTC")):
+        say(line, fold=True)
     if len(named) == 1:
         return [_ask_plan(name, resource) for name, resource in named.items()]
     plans = [propose(name, resource) for name, resource in named.items()]

@@ -327,6 +327,7 @@ def test_the_wizard_from_the_first_question_to_the_file(terminal, project, shop_
     answer(child, "Which tables?", "ord ")
     answer(child, "●", ENTER)
     child.expect_exact("2026-01-02 10:00")
+    child.expect_exact("read as UTC")
     answer(child, "primary key in the source", ENTER)
     answer(child, "does not change when a row is edited", ENTER)
     answer(child, "merge (insert new, update changed)", ENTER)
