@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -227,7 +227,12 @@ def source_files(root: Path) -> list[Path]:
 
 def read_source(path: Path) -> Source:
     """One source file. Connection values are checked when the connector is made, not here."""
-    document = read_document(path)
+    return source_of(read_document(path))
+
+
+def source_of(document: Document) -> Source:
+    """`read_source` for a document already in hand. Raises ConfigError for what is not valid in it."""
+    path = document.path
     values = dict(document.data)
     if not NAME.fullmatch(path.stem):
         raise ConfigError(
@@ -301,6 +306,13 @@ def _refuse_shared_tables(project: Project) -> None:
                 hint="give one of them another target: in its source file",
             )
         owners[table] = pipeline.full_name
+
+
+def with_source(project: Project, source: Source) -> Project:
+    """The project as it would be with this source in it. Raises ConfigError where two share a table."""
+    changed = replace(project, sources={**project.sources, source.name: source})
+    _refuse_shared_tables(changed)
+    return changed
 
 
 def pipelines_of(project: Project) -> list[Pipeline]:

@@ -102,7 +102,27 @@ def flags_for(command: str, words: list[str]) -> dict[str, list[str] | None]:
     if command == "add-source":
         protocol = next((word for word in words if word in FIELDS), "")
         flags |= FIELDS.get(protocol, {})
+    if command == "edit":
+        flags |= FIELDS.get(_protocol_edited(words), {})
     return flags
+
+
+def _protocol_edited(words: list[str]) -> str:
+    """The protocol of the source that `dw edit` is given; "" where it is given none."""
+    root = find_root([])
+    if root is None:
+        return ""
+    known = {name for name, _ in sources(root)}
+    name = next((word for word in words if word in known), "")
+    for ending in (".yaml", ".yml", ".json"):
+        path = os.path.join(root, "sources", name + ending)
+        if name and os.path.isfile(path):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found = re.search(
+                    r"""(?m)^[\s{]*["']?protocol["']?\s*:\s*["']?([\w.-]+)""", file.read(1_000_000)
+                )
+            return found[1] if found else ""
+    return ""
 
 
 # -- names that only this project knows ---------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -12,6 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
+from dwcli.cli._fidelity import report
 from dwcli.cli._inference import STREAMS, Plan, cautions, own_place, pipeline_name, propose, write_for
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
@@ -77,7 +78,7 @@ def ask_connection(project: Project, draft: dict[str, Any]) -> type[BaseModel]:
         draft["answers"] = so_far
         _save(project, draft)
 
-    draft["answers"] = forms.ask(model, answers, keep)
+    draft["answers"] = forms.ask(model, answers, keep, draft["name"])
     return model
 
 
@@ -145,8 +146,13 @@ def _masked(url: str) -> str:
     return mask_url(url)
 
 
-def connect_or_fix(project: Project, draft: dict[str, Any]) -> Connector | None:
-    """A connected source. After a failure: fix a field and try again, save anyway (None), or quit."""
+def connect_or_fix(
+    project: Project, draft: dict[str, Any], save: Callable[[Project, dict[str, Any]], None] = _save
+) -> Connector | None:
+    """A connected source. After a failure: fix a field and try again, save anyway (None), or quit.
+
+    save: keeps the answers so far. Raises typer.Exit on quit.
+    """
     while True:
         layer = "config"
         try:
@@ -165,11 +171,11 @@ def connect_or_fix(project: Project, draft: dict[str, Any]) -> Connector | None:
         if answer == "save":
             return None
         if answer == "quit":
-            _save(project, draft)
-            say(STOPPED)
+            save(project, draft)
+            say(STOPPED if save is _save else "Nothing was changed.")
             raise typer.Exit(1)
         _ask_again(draft, answer)
-        _save(project, draft)
+        save(project, draft)
 
 
 def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
@@ -193,12 +199,13 @@ def _ask_again(draft: dict[str, Any], name: str) -> None:
         name = prompts.choose("Which?", [(field, field) for field in fields])
     field = next(f for f in forms.fields_of(_model_of(draft)) if f.name == name)
     before = draft["answers"].get(name)
-    answer = forms.ask_field(field, None if field.secret else before)
+    answer = forms.ask_field(field, None if isinstance(before, SecretStr) else before, draft["name"])
     if answer is None:
         draft["answers"].pop(name, None)
     else:
-        draft["answers"][name] = answer
-    make_paths_absolute(_model_of(draft), draft["answers"])
+        typed = {name: answer}
+        make_paths_absolute(_model_of(draft), typed)
+        draft["answers"] |= typed
 
 
 def _model_of(draft: Mapping[str, Any]) -> type[BaseModel]:
@@ -224,6 +231,8 @@ def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
     for resource in chosen:
         named[pipeline_name(resource.name, taken | set(named))] = resource
     _preview(connector, chosen[0])
+    for line in report(named, connector.protocol, getattr(connector.config, "timezone", "UTC")):
+        say(line, fold=True)
     if len(named) == 1:
         return [_ask_plan(name, resource) for name, resource in named.items()]
     plans = [propose(name, resource) for name, resource in named.items()]

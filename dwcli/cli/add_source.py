@@ -231,7 +231,7 @@ def _refuse_taken(project: Project, name: str) -> None:
     if name in project.sources:
         raise ConfigError(
             f"there is a source '{name}' already ({project.sources[name].path})",
-            hint=f"choose another name, or change it: edit sources/{name}.yaml",
+            hint=f"choose another name, or change it: dw edit {name}",
         )
 
 

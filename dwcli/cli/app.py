@@ -43,6 +43,8 @@ COMMANDS = (
     Command("add-source", "Start", "protocols"),
     Command("test-connection", "Start", "sources"),
     Command("sources", "Sources"),
+    Command("edit", "Sources", "pipelines"),
+    Command("remove", "Sources", "pipelines"),
     Command("preview", "Sources", "pipelines"),
     Command("run", "Load", "pipelines"),
     Command("replay", "Load", "pipelines"),
@@ -61,6 +63,7 @@ COMMANDS = (
 )
 ALIASES = {
     "ls": "sources",
+    "rm": "remove",
     "st": "status",
     "sql": "query",
     "test": "test-connection",

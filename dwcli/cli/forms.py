@@ -11,6 +11,7 @@ An answer to a secret field is a reference (`${env:NAME}`, `${file:PATH}`) or, t
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -101,8 +102,9 @@ def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, UnionType):
         rest = [item for item in get_args(annotation) if item is not NoneType]
         # several kinds of value: the simplest one is what a command line can carry
-        plain = [item for item in rest if item in (SecretStr, str)]
-        return _without_none(rest[0] if len(rest) == 1 else (plain or [annotation])[0])
+        bare = [_without_none(item) for item in rest]
+        plain = [item for item in bare if item in (SecretStr, str)]
+        return bare[0] if len(bare) == 1 else (plain or [annotation])[0]
     return annotation
 
 
@@ -125,19 +127,22 @@ def _is_plain(annotation: Any) -> bool:
 # -- flags --------------------------------------------------------------------------------------------
 
 
-def parameters(model: type[BaseModel]) -> dict[str, inspect.Parameter]:
-    """One Typer option per field, or three for a secret, which never takes a value itself."""
+def parameters(model: type[BaseModel], panel: str = "") -> dict[str, inspect.Parameter]:
+    """One Typer option per field, or three for a secret, which never takes a value itself.
+
+    panel: the title that they stand under in `--help`; else they are sorted by how much they are needed.
+    """
     found: dict[str, inspect.Parameter] = {}
     for field in sorted(
         fields_of(model), key=lambda f: (not f.required, f.advanced, f.name == "batch_bytes")
     ):
         for flag in field.flags:
-            parameter = _parameter(field, flag)
+            parameter = _parameter(field, flag, panel)
             found[parameter.name] = parameter
     return found
 
 
-def _parameter(field: Field, flag: str) -> inspect.Parameter:
+def _parameter(field: Field, flag: str, title: str) -> inspect.Parameter:
     import typer
 
     kind, metavar, text = _flag_type(field), _metavar(field), field.help
@@ -157,7 +162,7 @@ def _parameter(field: Field, flag: str) -> inspect.Parameter:
         f"{flag}/--no-{flag[2:]}" if kind is bool and not field.secret else flag,
         help=text,
         show_default=shown or False,
-        rich_help_panel=f"{panel} for this kind of source",
+        rich_help_panel=title or f"{panel} for this kind of source",
         metavar=None if field.choices else metavar,
     )
     return inspect.Parameter(
@@ -255,11 +260,12 @@ def flags_from_answers(model: type[BaseModel], answers: Mapping[str, Any]) -> li
     for field in fields_of(model):
         if field.name not in answers or answers[field.name] == field.default:
             continue
-        words += _flag_words(field, answers[field.name])
+        words += flag_words(field, answers[field.name])
     return words
 
 
-def _flag_words(field: Field, value: Any) -> list[str]:
+def flag_words(field: Field, value: Any) -> list[str]:
+    """The flags that give a field this value."""
     if field.secret:
         pairs = value.items() if isinstance(value, dict) else [("", value)]
         words: list[str] = []
@@ -293,39 +299,66 @@ def ask(
     model: type[BaseModel],
     answers: Mapping[str, Any],
     keep: Callable[[dict[str, Any]], None] = lambda answers: None,
+    source: str = "",
 ) -> dict[str, Any]:
     """Ask for every field not already answered; defaults are one Enter away.
 
-    keep: called with all answers so far after each one. Raises KeyboardInterrupt.
+    keep: called with all answers so far after each one. source: its name, which the variables of its secrets
+    begin with. Raises KeyboardInterrupt.
     """
     got = dict(answers)
     for field in questions_of(model):
         if field.name not in got:
-            answer = ask_field(field)
+            answer = ask_field(field, source=source)
             if answer is not None:
                 got[field.name] = answer
                 keep(got)
     return got
 
 
-def ask_field(field: Field, default: Any = None) -> Any:
+def ask_field(field: Field, default: Any = None, source: str = "") -> Any:
     """One field's question; None where an optional one was passed over."""
     from dwcli.cli import prompts
 
     default = field.default if default is None else default
     if field.secret and field.shape == "one":
-        typed = prompts.hidden(field.question, checker(field))
-        return SecretStr(typed) if typed else None
+        return _ask_secret(field, default, source)
     if field.type is bool and field.shape == "one":
         return prompts.confirm(field.question, bool(default))
     if field.choices and field.shape == "one":
         return prompts.choose(
             field.question, [(choice, choice) for choice in field.choices], str(default or field.choices[0])
         )
-    text = prompts.text(_hint(field), _as_text(default), checker(field))
+    text = prompts.text(_hint(field), as_text(default), checker(field))
     if text == "":
         return None
     return _from_text(field, text)
+
+
+def _ask_secret(field: Field, default: Any, source: str) -> Any:
+    """A secret typed now, or the variable that will hold it; None for none.
+
+    default: the reference that stands there now. A variable that is set already is what Enter takes.
+    """
+    from dwcli.cli import prompts
+
+    match = re.fullmatch(r"\$\{env:([^}]+)\}", str(default or ""))
+    variable = match[1].strip() if match else secret_variable(source, field.name).lstrip("_")
+    options = [("type", "type it (kept in .env)"), ("env", "environment variable")]
+    options += [] if field.required else [("none", "none")]
+    way = prompts.choose(field.question, options, "env" if match or os.environ.get(variable) else "type")
+    if way == "none":
+        return None
+    if way == "env":
+        name = prompts.text("Environment variable", variable, _check_variable)
+        return f"${{env:{name}}}"
+    typed = prompts.hidden(field.question, checker(field))
+    return SecretStr(typed) if typed else None
+
+
+def _check_variable(typed: str) -> str:
+    fits = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", typed)
+    return "" if fits else "its name: letters, digits and _, not the secret itself"
 
 
 def _hint(field: Field) -> str:
@@ -334,7 +367,8 @@ def _hint(field: Field) -> str:
     return f"{field.question} ({field.example})" if field.example and not field.default else field.question
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as a person would type it."""
     if value is None:
         return ""
     if isinstance(value, dict):
@@ -425,5 +459,5 @@ def markdown(model: type[BaseModel]) -> str:
 
 
 def _default_text(field: Field) -> str:
-    text = _as_text(field.default)
+    text = as_text(field.default)
     return f"`{text}`" if text and not field.secret else ""

@@ -80,7 +80,7 @@ def _test(name: str) -> dict[str, Any]:
     return _collect(
         source.name,
         " ".join([source.protocol, *_place(source.connection)]),
-        lambda: checks(create_connector(connection_values(project, source)), f"edit {source.path}"),
+        lambda: checks(create_connector(connection_values(project, source)), f"dw edit {source.name}"),
     )
 
 

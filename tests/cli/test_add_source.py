@@ -327,6 +327,7 @@ def test_the_wizard_from_the_first_question_to_the_file(terminal, project, shop_
     answer(child, "Which tables?", "ord ")
     answer(child, "●", ENTER)
     child.expect_exact("2026-01-02 10:00")
+    child.expect_exact("read as UTC")
     answer(child, "primary key in the source", ENTER)
     answer(child, "does not change when a row is edited", ENTER)
     answer(child, "merge (insert new, update changed)", ENTER)
@@ -401,6 +402,7 @@ def test_a_typed_password_is_neither_shown_nor_kept_in_the_draft(terminal, proje
     child = terminal("add-source", "postgres", "pg", "--host", "127.0.0.1", "--port", "1")
     answer(child, "Database", "d" + ENTER)
     answer(child, "Role that may read", "u" + ENTER)
+    answer(child, "type it (kept in .env)", ENTER)
     answer(child, "[hidden]", "hunter2secret" + ENTER)
     child.expect_exact("FAIL")
     shown = child.before

@@ -41,7 +41,7 @@ def wizard(keys: str, answers: dict):
 
 def test_the_wizard_asks_only_what_the_flags_left_open():
     down, enter = "\x1b[B", "\r"
-    got = wizard(f"db{enter}{down}{enter}{enter}s3cret{enter}a, b{enter}x=1{enter}", {"port": 6543})
+    got = wizard(f"db{enter}{down}{enter}{enter}{enter}s3cret{enter}a, b{enter}x=1{enter}", {"port": 6543})
     config = Config.model_validate(got)
     assert config.model_dump(exclude={"password", "batch_bytes", "folder", "tokens"}) == {
         "host": "db",
@@ -56,8 +56,15 @@ def test_the_wizard_asks_only_what_the_flags_left_open():
 
 def test_an_answer_that_the_model_refuses_is_asked_for_again():
     erase = "\x7f" * 4
-    got = wizard(f"db\r{erase}99999\r\x7f\r\r\r\r\r\r", {})
+    got = wizard(f"db\r{erase}99999\r\x7f\r\r\r\r\r\r\r", {})
     assert got["port"] == 9999
+
+
+def test_a_secret_may_be_a_variable_that_is_set_elsewhere():
+    down = "\x1b[B"
+    got = wizard(f"db\r\r\r\r{down}\r\x15PGPASS\r\r\r", {})
+    assert got["password"] == "${env:PGPASS}"
+    assert forms._check_variable("hunter2 #x") and not forms._check_variable("PGPASS")
 
 
 def test_ctrl_c_leaves_the_wizard():
