@@ -50,7 +50,7 @@ def summary(result: Mapping[str, Any]) -> list[Line]:
 
     name = escape(str(result.get("pipeline_name", "")))
     if result.get("status") == "success":
-        lines = [(Text("ok", style=STYLES["ok"]), Text(f"{name}  {_what_was_loaded(result)}"))]
+        lines = [(Text("ok", style=STYLES["ok"]), Text(f"{name}  {what_was_loaded(result)}"))]
     else:
         lines = [(Text("FAIL", style=STYLES["FAILED"]), Text(f"{name}  {_what_went_wrong(result)}"))]
     lines += [remark(name, str(change)) for change in result.get("schema_changes") or []]
@@ -71,7 +71,8 @@ def remark(name: str, text: str) -> Line:
     return Text("!", style="yellow"), Text(f"{name}: {escape(text)}", style="yellow")
 
 
-def _what_was_loaded(result: Mapping[str, Any]) -> str:
+def what_was_loaded(result: Mapping[str, Any]) -> str:
+    """What a good run did, in numbers and seconds."""
     seconds = f"   {duration(result.get('duration_seconds') or 0)}   {_stage_seconds(result)}".rstrip()
     if not result.get("rows_read") and not result.get("rows_loaded"):
         reached = result.get("cursor_to")
@@ -93,16 +94,19 @@ def _stage_seconds(result: Mapping[str, Any]) -> str:
 
 
 def _what_went_wrong(result: Mapping[str, Any]) -> str:
-    error = result.get("error") or {}
     read = result.get("rows_read")
     after = f"stopped after {count(read, 'row')}; " if read else ""
-    lines = [f"{after}warehouse table unchanged"]
-    lines += [escape(str(error[part])) for part in ("message", "why") if error.get(part)]
-    if error.get("hint"):
-        lines.append(f"fix: {escape(str(error['hint']))}")
+    lines = [f"{after}warehouse table unchanged", *failure_lines(result)]
     if result.get("run_id"):
         lines.append(f"details: dw audit {short_id(str(result['run_id']))}")
     return "\n".join(lines)
+
+
+def failure_lines(result: Mapping[str, Any]) -> list[str]:
+    """Why a run failed, and what mends it."""
+    error = result.get("error") or {}
+    lines = [escape(str(error[part])) for part in ("message", "why") if error.get(part)]
+    return [*lines, *([f"fix: {escape(str(error['hint']))}"] if error.get("hint") else [])]
 
 
 def totals(results: Sequence[Mapping[str, Any]]) -> str:
