@@ -45,6 +45,7 @@ COMMANDS = (
     Command("sources", "Sources"),
     Command("preview", "Sources", "pipelines"),
     Command("run", "Load", "pipelines"),
+    Command("retry", "Load", "pipelines"),
     Command("replay", "Load", "pipelines"),
     Command("status", "Look"),
     Command("audit", "Look", "runs"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dwcli.events import Emit
+    from dwcli.pipeline import RunOptions
     from dwcli.project import Pipeline, Project
     from dwcli.render.progress import Mode
 
@@ -121,7 +122,7 @@ def run(
         _run_one_query(one, warehouse, progress)
         return
     from dwcli.cli._warehouse import warehouse_url_for
-    from dwcli.pipeline import RunOptions, run_project
+    from dwcli.pipeline import RunOptions
     from dwcli.project import load_project
 
     project = load_project(settings().project)
@@ -129,9 +130,26 @@ def run(
     url = warehouse_url_for(project, warehouse)
     options = RunOptions(full_refresh, start, end, limit, jobs, fail_fast, allow_shrink)
     alone = len(chosen) == 1 and len(names or []) <= 1 and not every_one
+    run_and_report(project, chosen, url, options, progress, alone)
+
+
+def run_and_report(
+    project: Project,
+    pipelines: Sequence[Pipeline],
+    url: str,
+    options: RunOptions,
+    progress: PROGRESS,
+    alone: bool,
+) -> None:
+    """Run pipelines and say how it went. alone: one was asked for, so its result is the document.
+
+    Raises typer.Exit where one failed, or a signal ended it.
+    """
+    from dwcli.pipeline import run_project
+
     try:
-        with listening(progress, len(chosen)) as emit:
-            results = run_project(project, chosen, url, options, emit)
+        with listening(progress, len(pipelines)) as emit:
+            results = run_project(project, pipelines, url, options, emit)
     except RunStopped as stopped:
         if not stopped.results:
             raise

@@ -148,6 +148,25 @@ def audit_row(run: Mapping[str, Any]) -> list[Any]:
     ]
 
 
+FAILURE_COLUMNS = (
+    Column("PIPELINE"),
+    Column("RUN", optional=2),
+    Column("FAILED", optional=1),
+    Column("WHY", folds=True),
+)
+
+
+def failure_row(failure: Mapping[str, Any]) -> list[Any]:
+    """One row of the list of failures that `dw retry` runs again."""
+    run = failure.get("run_id")
+    return [
+        failure["pipeline_name"],
+        Said(run, short_id(str(run))) if run else None,
+        failure.get("failed_at"),
+        failure["error"],
+    ]
+
+
 def _seconds_taken(run: Mapping[str, Any]) -> str | None:
     started, finished = run.get("started_at"), run.get("finished_at")
     return f"{(finished - started).total_seconds():.1f}" if started and finished else None
