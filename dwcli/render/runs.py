@@ -204,16 +204,21 @@ def audit_detail(run: Mapping[str, Any], screen: int) -> RenderableType:
         ("seconds", _stage_seconds(run)),
         ("rows", "  ".join(f"{word} {number:,}" for word, number in rows.items() if number is not None)),
         ("parquet", _parquet(run)),
+        ("files", _files(run)),
         ("cursor", " to ".join(cursor)),
         ("schema", "\n".join(str(change) for change in run.get("schema_changes") or [])),
+        ("ddl", "\n".join(str(change["ddl"]) for change in run.get("ddl") or [])),
+        ("rejects", _rejects(run.get("rejects") or {})),
         ("values", "\n".join(f"{k}: {v:,}" for k, v in (run.get("values_changed") or {}).items())),
         ("snapshot", run.get("snapshot")),
         ("by", " on ".join(by)),
         ("command", run.get("command")),
         ("dw", run.get("dw_version")),
+        ("config", _config(run)),
         ("error", run.get("error_message")),
         ("code", run.get("error_code")),
         ("fix", run.get("error_hint")),
+        ("log", run.get("log")),
     ]
     return fields(pairs, screen)
 
@@ -223,6 +228,36 @@ def _parquet(run: Mapping[str, Any]) -> str | None:
     if files is None:
         return None
     return count(files, "file") + (f", {size(staged)}" if staged else "")
+
+
+def _files(run: Mapping[str, Any]) -> str:
+    """The files of the run's snapshot, a line each."""
+    lines = [
+        f"{file['name']}  {count(file['rows'], 'row')}, {size(file['bytes'])}"
+        + ("" if file["there"] else "  (no longer there)")
+        for file in run.get("files") or []
+    ]
+    return "\n".join([*lines, *([str(run["files_remark"])] if run.get("files_remark") else [])])
+
+
+def _rejects(rejects: Mapping[str, Any]) -> str:
+    """How many rows were set aside, why, and where the first of them stood."""
+    if not rejects.get("rows"):
+        return ""
+    reasons = [f"{entry['rows']:,}: {entry['reason']}" for entry in rejects["reasons"]]
+    first = [f"row {entry['row_number']:,} of {entry['source_file']}" for entry in rejects["first"][:1]]
+    return "\n".join([f"{count(rejects['rows'], 'row')} in etl_rejects", *reasons, f"the first: {first[0]}"])
+
+
+def _config(run: Mapping[str, Any]) -> str | None:
+    """The hash of the configuration, and whether the run before had the same."""
+    now, before = run.get("config_hash"), run.get("config_before") or {}
+    if not now or not before.get("config_hash"):
+        return now
+    same = before["config_hash"] == now
+    return (
+        f"{now}, " + ("as" if same else "not as") + f" in the run before, {short_id(str(before['run_id']))}"
+    )
 
 
 # -- how every pipeline stands -------------------------------------------------------------------------
