@@ -153,6 +153,11 @@ WORDS: dict[str, dict[str, Any]] = {'init': {'help': 'Make a project here or in 
                         '--pipeline': 'The last run of this pipeline, or of this source.',
                         '--level': 'Leave out what is less grave. With -v nothing is left out, nor '
                                    'tracebacks.'}},
+ 'trace': {'help': 'Show which run and file a row came from, and each version of it in the lake.',
+           'completes': 'targets',
+           'flags': {'--key': [], '--last': []},
+           'flag_help': {'--key': 'The row: a value of its key, or COLUMN=VALUE. Once per column.',
+                         '--last': 'How many snapshots of the lake to search, newest first.'}},
  'query': {'help': 'Ask the warehouse in SQL; read-only unless --write.',
            'completes': '',
            'flags': {'--file': [],

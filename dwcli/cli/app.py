@@ -50,6 +50,7 @@ COMMANDS = (
     Command("status", "Look"),
     Command("audit", "Look", "runs"),
     Command("logs", "Look", "runs"),
+    Command("trace", "Look", "targets"),
     Command("query", "Look"),
     Command("verify", "Look", "pipelines"),
     Command("state", "Load", "pipelines"),
