@@ -46,6 +46,7 @@ def logs(
     show = _shower()
     least, last, first = LEVELS.index(level), dict[str, Any](), True
     with path.open(encoding="utf-8", errors="replace") as file:
+        over = follow and not _is_written(file)
         for line in _lines(file, follow):
             entry = _parsed(line)
             if first:
@@ -58,7 +59,10 @@ def logs(
     if last.get("event") != "RunFinished":
         tell("It is still running." if alive else "It ended without a word: killed, or the machine stopped.")
         tell_next(f"dw logs {short_id(path.stem)} -f" if alive else f"dw audit {short_id(path.stem)}")
-    elif last.get("status") != "success":
+        return
+    if over:
+        tell("It was over already; -f follows a run that goes on.")
+    if last.get("status") != "success":
         tell_next(f"dw audit {short_id(path.stem)}")
 
 

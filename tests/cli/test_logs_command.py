@@ -48,6 +48,9 @@ def test_the_last_run_and_one_run_are_shown(dw, shop):
     assert said[0] == "started: shop.orders into public.orders, about 100 rows"
     assert "schema: new table orders" in said
     assert said[-1].startswith("finished: 100 read  100 new")
+    over = dw("logs", "-f", cwd=shop)
+    assert (over.returncode, over.stdout) == (0, last.stdout)
+    assert "It was over already" in over.stderr
     other = dw("logs", "--pipeline", "customers", cwd=shop)
     assert {row["PIPELINE"] for row in rows_of(other.stdout)} == {"shop.customers"}
     run = rows_of(other.stdout)[0]["RUN"]
