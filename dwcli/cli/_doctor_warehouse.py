@@ -269,7 +269,7 @@ def runs(
     from dwcli.staging.audit import latest_runs, running_runs
 
     entries = running_runs(connection)
-    dead = [entry for entry in entries if not holder(connection, entry["pipeline_name"]) is not None]
+    dead = [entry for entry in entries if holder(connection, entry["pipeline_name"]) is None]
     for entry in dead:
         name = str(entry["pipeline_name"])
         by = f" by process {entry['pid']} on {entry['host']}" if entry.get("pid") else ""

@@ -129,7 +129,7 @@ def _protocol_edited(words: list[str]) -> str:
 
 
 def named(kind: str, before: list[str]) -> list[tuple[str, str]]:
-    """Words of one kind: pipelines, sources, runs, tables, protocols, folders, files."""
+    """Words of one kind: pipelines, sources, runs, tables, targets, protocols, folders, files."""
     if kind == "protocols":
         return [(name, "") for name in protocols()]
     if kind == "topics":
@@ -144,15 +144,17 @@ def named(kind: str, before: list[str]) -> list[tuple[str, str]]:
         return [(name, "source") for name, _ in sources(root)]
     if kind == "pipelines":
         return _pipelines(root)
+    if kind == "targets":  # a pipeline without another target: loads the table of its name
+        return [*named("tables", before), *_pipelines(root, sources_too=False)]
     if kind in ("runs", "tables"):
         return [(str(word), "") for word in cache(root).get(kind, [])]
     return []
 
 
-def _pipelines(root: str) -> list[tuple[str, str]]:
+def _pipelines(root: str, sources_too: bool = True) -> list[tuple[str, str]]:
     found = sources(root)
     every = [name for _, names in found for name in names]
-    offered = {name: "source" for name, _ in found}
+    offered = {name: "source" for name, _ in found if sources_too}
     for source, names in found:
         for name in names:
             offered[name if every.count(name) == 1 else f"{source}.{name}"] = f"pipeline of {source}"

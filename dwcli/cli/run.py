@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dwcli.events import Emit
+    from dwcli.pipeline import RunOptions
     from dwcli.pipeline.planning import Plan
     from dwcli.project import Pipeline, Project
     from dwcli.render.progress import Mode
@@ -143,10 +144,8 @@ def run(
             stamp()
             raise
         return
-    from dwcli.cli._notify import tell_of_runs
-    from dwcli.cli._record import read_last, rows_before
     from dwcli.cli._warehouse import warehouse_url_for
-    from dwcli.pipeline import RunOptions, run_project
+    from dwcli.pipeline import RunOptions
     from dwcli.project import load_project
 
     project = load_project(settings().project)
@@ -159,10 +158,29 @@ def run(
 
         _show_plans(plan_project(project, chosen, url, options), alone)
         return
+    run_and_report(project, chosen, url, options, progress, alone)
+
+
+def run_and_report(
+    project: Project,
+    pipelines: Sequence[Pipeline],
+    url: str,
+    options: RunOptions,
+    progress: PROGRESS,
+    alone: bool,
+) -> None:
+    """Run pipelines and say how it went. alone: one was asked for, so its result is the document.
+
+    Raises typer.Exit where one failed, or a signal ended it.
+    """
+    from dwcli.cli._notify import tell_of_runs
+    from dwcli.cli._record import read_last, rows_before
+    from dwcli.pipeline import run_project
+
     before = read_last(project)
     try:
-        with listening(progress, len(chosen), rows_before(project)) as emit:
-            results = run_project(project, chosen, url, options, emit)
+        with listening(progress, len(pipelines), rows_before(project)) as emit:
+            results = run_project(project, pipelines, url, options, emit)
     except RunStopped as stopped:
         if not stopped.results:
             raise

@@ -103,7 +103,16 @@ def _open(run: Run) -> RunLog | None:
     except OSError as error:
         run.emit(Notice(run.job.pipeline, f"this run has no log: {error.strerror} ({folder})"))
         return None
+    _hold(handle)
     return RunLog(run, os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace"))
+
+
+def _hold(handle: int) -> None:
+    """Lock the file while this process lives: so `dw logs` tells a run that goes on from a dead one."""
+    with contextlib.suppress(ImportError, OSError):  # Windows; a file system without locks
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def remove_old(folder: Path) -> None:

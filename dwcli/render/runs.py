@@ -55,7 +55,7 @@ def summary(result: Mapping[str, Any]) -> list[Line]:
 
     name = escape(str(result.get("pipeline_name", "")))
     if result.get("status") == "success":
-        lines = [(Text("ok", style=STYLES["ok"]), Text(f"{name}  {_what_was_loaded(result)}"))]
+        lines = [(Text("ok", style=STYLES["ok"]), Text(f"{name}  {what_was_loaded(result)}"))]
     else:
         lines = [(Text("FAIL", style=STYLES["FAILED"]), Text(f"{name}  {_what_went_wrong(result)}"))]
     lines += [remark(name, str(change)) for change in result.get("schema_changes") or []]
@@ -98,7 +98,8 @@ def remark(name: str, text: str) -> Line:
     return Text("!", style="yellow"), Text(f"{name}: {escape(text)}", style="yellow")
 
 
-def _what_was_loaded(result: Mapping[str, Any]) -> str:
+def what_was_loaded(result: Mapping[str, Any]) -> str:
+    """What a good run did, in numbers and seconds."""
     seconds = f"   {duration(result.get('duration_seconds') or 0)}   {_stage_seconds(result)}".rstrip()
     if not result.get("rows_read") and not result.get("rows_loaded"):
         reached = result.get("cursor_to")
@@ -120,16 +121,19 @@ def _stage_seconds(result: Mapping[str, Any]) -> str:
 
 
 def _what_went_wrong(result: Mapping[str, Any]) -> str:
-    error = result.get("error") or {}
     read = result.get("rows_read")
     after = f"stopped after {count(read, 'row')}; " if read else ""
-    lines = [f"{after}warehouse table unchanged"]
-    lines += [escape(str(error[part])) for part in ("message", "why") if error.get(part)]
-    if error.get("hint"):
-        lines.append(f"fix: {escape(str(error['hint']))}")
+    lines = [f"{after}warehouse table unchanged", *failure_lines(result)]
     if result.get("run_id"):
         lines.append(f"details: dw audit {short_id(str(result['run_id']))}")
     return "\n".join(lines)
+
+
+def failure_lines(result: Mapping[str, Any]) -> list[str]:
+    """Why a run failed, and what mends it."""
+    error = result.get("error") or {}
+    lines = [escape(str(error[part])) for part in ("message", "why") if error.get(part)]
+    return [*lines, *([f"fix: {escape(str(error['hint']))}"] if error.get("hint") else [])]
 
 
 def totals(results: Sequence[Mapping[str, Any]]) -> str:
@@ -171,6 +175,25 @@ def audit_row(run: Mapping[str, Any]) -> list[Any]:
     ]
 
 
+FAILURE_COLUMNS = (
+    Column("PIPELINE"),
+    Column("RUN", optional=2),
+    Column("FAILED", optional=1),
+    Column("WHY", folds=True),
+)
+
+
+def failure_row(failure: Mapping[str, Any]) -> list[Any]:
+    """One row of the list of failures that `dw retry` runs again."""
+    run = failure.get("run_id")
+    return [
+        failure["pipeline_name"],
+        Said(run, short_id(str(run))) if run else None,
+        failure.get("failed_at"),
+        failure["error"],
+    ]
+
+
 def _seconds_taken(run: Mapping[str, Any]) -> str | None:
     started, finished = run.get("started_at"), run.get("finished_at")
     return f"{(finished - started).total_seconds():.1f}" if started and finished else None
@@ -208,16 +231,21 @@ def audit_detail(run: Mapping[str, Any], screen: int) -> RenderableType:
         ("seconds", _stage_seconds(run)),
         ("rows", "  ".join(f"{word} {number:,}" for word, number in rows.items() if number is not None)),
         ("parquet", _parquet(run)),
+        ("files", _files(run)),
         ("cursor", " to ".join(cursor)),
         ("schema", "\n".join(str(change) for change in run.get("schema_changes") or [])),
+        ("ddl", "\n".join(str(change["ddl"]) for change in run.get("ddl") or [])),
+        ("rejects", _rejects(run.get("rejects") or {})),
         ("values", "\n".join(f"{k}: {v:,}" for k, v in (run.get("values_changed") or {}).items())),
         ("snapshot", run.get("snapshot")),
         ("by", " on ".join(by)),
         ("command", run.get("command")),
         ("dw", run.get("dw_version")),
+        ("config", _config(run)),
         ("error", run.get("error_message")),
         ("code", run.get("error_code")),
         ("fix", run.get("error_hint")),
+        ("log", run.get("log")),
     ]
     return fields(pairs, screen)
 
@@ -227,6 +255,36 @@ def _parquet(run: Mapping[str, Any]) -> str | None:
     if files is None:
         return None
     return count(files, "file") + (f", {size(staged)}" if staged else "")
+
+
+def _files(run: Mapping[str, Any]) -> str:
+    """The files of the run's snapshot, a line each."""
+    lines = [
+        f"{file['name']}  {count(file['rows'], 'row')}, {size(file['bytes'])}"
+        + ("" if file["there"] else "  (no longer there)")
+        for file in run.get("files") or []
+    ]
+    return "\n".join([*lines, *([str(run["files_remark"])] if run.get("files_remark") else [])])
+
+
+def _rejects(rejects: Mapping[str, Any]) -> str:
+    """How many rows were set aside, why, and where the first of them stood."""
+    if not rejects.get("rows"):
+        return ""
+    reasons = [f"{entry['rows']:,}: {entry['reason']}" for entry in rejects["reasons"]]
+    first = [f"row {entry['row_number']:,} of {entry['source_file']}" for entry in rejects["first"][:1]]
+    return "\n".join([f"{count(rejects['rows'], 'row')} in etl_rejects", *reasons, f"the first: {first[0]}"])
+
+
+def _config(run: Mapping[str, Any]) -> str | None:
+    """The hash of the configuration, and whether the run before had the same."""
+    now, before = run.get("config_hash"), run.get("config_before") or {}
+    if not now or not before.get("config_hash"):
+        return now
+    same = before["config_hash"] == now
+    return (
+        f"{now}, " + ("as" if same else "not as") + f" in the run before, {short_id(str(before['run_id']))}"
+    )
 
 
 # -- how every pipeline stands -------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def offered(*words: str) -> list[str]:
         (["nonsense", ""], []),
         (["run", "--", "x"], []),
         (["run", "--config", ""], []),
+        (["trace", ""], ["a", "b", "c", "erp.orders", "items", "shop.orders"]),
+        (["logs", ""], ["run2", "run1"]),
     ],
 )
 def test_tab_offers(here: Path, words: list[str], expected: list[str]):
