@@ -48,6 +48,7 @@ COMMANDS = (
     Command("replay", "Load", "pipelines"),
     Command("status", "Look"),
     Command("audit", "Look", "runs"),
+    Command("watch", "Look"),
     Command("query", "Look"),
     Command("verify", "Look", "pipelines"),
     Command("state", "Load", "pipelines"),
