@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     import psycopg
 
     from dwcli.project import Project
+    from dwcli.render.dashboard import Dashboard
     from dwcli.render.watching import Found, Progress
 
+LOOK_SECONDS = 2.0
 #: Runs of one pipeline in its trend, and runs of all in the audit pane.
 TREND_RUNS = 60
 AUDIT_RUNS = 100
@@ -40,17 +42,22 @@ def watch() -> None:
 
     _needs_terminal()
     _needs_textual()
-    project = load_project(settings().project)
-    from dwcli.render.dashboard import Dashboard
-
-    dashboard = Dashboard(
-        look=looker(project),
-        log_of=lambda run_id: log_tail(project.private / "logs", run_id),
-        start=lambda pipeline: start_run(project, pipeline),
-    )
+    dashboard = dashboard_of(load_project(settings().project))
     dashboard.run()
     if dashboard.return_code:
         raise typer.Exit(dashboard.return_code)
+
+
+def dashboard_of(project: Project, every: float = LOOK_SECONDS) -> Dashboard:
+    """The dashboard of a project, looking every so many seconds."""
+    from dwcli.render.dashboard import Dashboard
+
+    return Dashboard(
+        look=looker(project),
+        log_of=lambda run_id: log_tail(project.private / "logs", run_id),
+        start=lambda pipeline: start_run(project, pipeline),
+        every=every,
+    )
 
 
 def _needs_terminal() -> None:

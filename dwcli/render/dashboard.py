@@ -48,7 +48,6 @@ from dwcli.render.watching import (
 )
 from dwcli.render.words import escape, width
 
-LOOK_SECONDS = 2.0
 #: From how many columns or rows the screen has which class; the style sheet says what that hides.
 WIDTHS = [(0, "-narrow"), (60, "-usual"), (110, "-wide")]
 HEIGHTS = [(0, "-low"), (18, "-high")]
@@ -247,7 +246,7 @@ class Dashboard(App[None]):
         look: Callable[[], Found],
         log_of: Callable[[str], Sequence[Mapping[str, Any]]],
         start: Callable[[str], Ended],
-        every: float = LOOK_SECONDS,
+        every: float,
     ) -> None:
         """look: finds what there is to show. It is called in a thread, and may raise anything.
 
@@ -564,8 +563,12 @@ class Dashboard(App[None]):
         known = {one.pipeline: one for one in self.found.standings} if self.found else {}
         meant = [one for one in known if name in (one, one.partition(".")[2])]
         if len(meant) != 1:
-            more = f": say {' or '.join(meant)}" if meant else f".{nearest(name, known)}"
-            self.say(f"'{name}' is {len(meant) or 'no'} pipeline{'s' if meant else ''} here{more}", "warning")
+            self.say(
+                f"'{name}' stands in {len(meant)} sources: say {' or '.join(meant)}"
+                if meant
+                else f"there is no pipeline '{name}' here.{nearest(name, known)}",
+                "warning",
+            )
             return
         pipeline = meant[0]
         going = " It seems to be running already." if known[pipeline].state == "running" else ""
