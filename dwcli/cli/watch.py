@@ -63,7 +63,7 @@ def dashboard_of(project: Project, every: float = LOOK_SECONDS) -> Dashboard:
 def _needs_terminal() -> None:
     """Raises UsageError where there is no screen to draw on: Textual would wait for keys that never come."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
-    if not all(stream.isatty() for stream in streams) or os.environ.get("TERM") in (None, "", "dumb"):
+    if not all(stream.isatty() for stream in streams) or os.environ.get("TERM") == "dumb":
         raise UsageError("dw watch needs a terminal that it can draw on", hint="dw status")
     if settings().json:
         raise UsageError("dw watch has no JSON: it is a screen", hint="dw status --json")
@@ -121,12 +121,13 @@ def found_now(project: Project, live: dict[str, Progress], now: datetime) -> Fou
         del live[gone]
     for run_id in going:
         live[run_id] = progress(project.private / "logs", run_id, live.get(run_id))
+    standings = standings_of(project, None if answer is None else history, now)
     return Found(
         header=header(project, found),
         up=found.up,
-        hint=found.hint,
+        hint=found.hint or ("" if standings else "dw add-source"),
         now=now,
-        standings=standings_of(project, None if answer is None else history, now),
+        standings=standings,
         history=history,
         runs=runs,
         going=sorted(going.values(), key=lambda run: run["started_at"]),

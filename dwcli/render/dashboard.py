@@ -8,11 +8,15 @@ A look that fails is a line at the top; what the last good one found stays on th
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.console import Group, RenderableType
@@ -48,6 +52,7 @@ from dwcli.render.watching import (
 )
 from dwcli.render.words import escape, width
 
+LONGEST_PAUSE_SECONDS = 10.0
 #: From how many columns or rows the screen has which class; the style sheet says what that hides.
 WIDTHS = [(0, "-narrow"), (60, "-usual"), (110, "-wide")]
 HEIGHTS = [(0, "-low"), (18, "-high")]
@@ -287,8 +292,26 @@ class Dashboard(App[None]):
         self.query_one("#pipelines").focus()
         self.looking = threading.Thread(target=self._keep_looking, name="dw-watch", daemon=True)
         self.looking.start()
+        self.signals_before = dict(self._end_on_signals())
+
+    def _end_on_signals(self) -> Iterator[tuple[int, Any]]:
+        """SIGTERM and SIGHUP end the app between two steps of its loop; yields what they did before.
+
+        An exception that a handler raises would strike anywhere in the loop and leave the terminal as it is.
+        """
+        loop = asyncio.get_running_loop()
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP, and its loop no handlers
+            before = signal.SIG_IGN if number is None else signal.getsignal(number)
+            if number is not None and before is not signal.SIG_IGN:
+                with suppress(NotImplementedError, ValueError, RuntimeError):
+                    loop.add_signal_handler(number, partial(self.exit, return_code=128 + number))
+                    yield number, before
 
     def on_unmount(self) -> None:
+        for number, before in self.signals_before.items():
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, before)
         self.over.set()
         self.wake.set()
         # A look at a warehouse that does not answer may take long: nobody waits for it to quit.
@@ -299,6 +322,7 @@ class Dashboard(App[None]):
     def _keep_looking(self) -> None:
         """The thread: look, tell, wait. Whatever one look meets, there is a next one."""
         while not self.over.is_set():
+            began = time.monotonic()
             try:
                 looked = Looked(self.look())
             except DwError as error:
@@ -307,7 +331,9 @@ class Dashboard(App[None]):
                 looked = Looked(None, f"{type(error).__name__}: {error}")
             with suppress(RuntimeError):  # the app ended meanwhile
                 self.post_message(looked)
-            self.wake.wait(self.every)
+            # An audit log of many years takes long to read: the warehouse has other things to do as well.
+            took = time.monotonic() - began
+            self.wake.wait(max(self.every, min(4 * took, LONGEST_PAUSE_SECONDS)))
             self.wake.clear()
 
     @on(Looked)
@@ -323,8 +349,8 @@ class Dashboard(App[None]):
             known = self.found
             found = replace(found, history=known.history, runs=known.runs, live=known.live)
         self.found = found
-        fix = f"  Fix: {found.hint}" if not found.up and found.hint else ""
-        header.update(Text(f"{found.header}{fix}  {found.now.astimezone():%H:%M:%S}"))
+        step = f"  {'Next' if found.up else 'Fix'}: {found.hint}" if found.hint else ""
+        header.update(Text(f"{found.header}{step}  {found.now.astimezone():%H:%M:%S}"))
         header.set_class(not found.up, "down")
         self.show_found()
         if isinstance(self.screen, Detail):
@@ -469,10 +495,26 @@ class Dashboard(App[None]):
     def action_leave(self) -> None:
         """Escape: leave the full pane, then drop the filter."""
         if self.screen.maximized is not None:
-            self.screen.minimize()
+            self.leave_full()
         elif self.words:
             self.words = ""
             self.show_found()
+
+    def fill_screen(self, name: str) -> None:
+        """Give one pane the whole screen, also one that a small screen hides."""
+        self.leave_full()
+        widget = self.screen.query_one(f"#{name}")
+        widget.styles.display = "block"
+        self.screen.maximize(widget, container=False)
+        widget.focus()
+        self.call_after_refresh(self.show_selected)
+
+    def leave_full(self) -> None:
+        widget = self.screen.maximized
+        if widget is not None:
+            self.screen.minimize()
+            widget.styles.clear_rule("display")
+            self.call_after_refresh(self.show_selected)
 
     def action_run_selected(self) -> None:
         name = self.selected_pipeline()
@@ -485,8 +527,7 @@ class Dashboard(App[None]):
 
     def action_type(self, mark: str) -> None:
         """Open the line at the bottom for a filter (`/`) or a command (`:`)."""
-        if self.screen.maximized is not None:
-            self.screen.minimize()
+        self.leave_full()
         typed = self.query_one("#typed", Input)
         typed.suggester = SuggestFromList(self.commands()) if mark == ":" else None
         typed.value = mark + (self.words if mark == "/" else "")
@@ -549,9 +590,7 @@ class Dashboard(App[None]):
             case ["run", name]:
                 self.ask_and_run(name)
             case [pane] if pane in PANES:
-                widget = self.screen.query_one(f"#{pane}")
-                widget.focus()
-                self.screen.maximize(widget, container=False)
+                self.fill_screen(pane)
             case _:
                 near = nearest(words[0], [*PANES, "run", "filter", "help", "quit"])
                 self.say(f"there is no command '{' '.join(words)}'.{near}", "warning")

@@ -45,6 +45,7 @@ class Found:
     header: str
     up: bool
     now: datetime
+    #: what to type next, where there is something
     hint: str = ""
     standings: Sequence[Standing] = ()
     #: pipeline → its last runs, newest first
@@ -114,7 +115,7 @@ def trend_words(trend: Sequence[int | None]) -> str:
     """What the chart shows, in words: `2 runs, 1 failed, last 100, most 100`."""
     good = [value for value in trend if value is not None]
     failed = len(trend) - len(good)
-    said = [count(len(trend), "run")] if trend else ["no runs yet"]
+    said = [count(len(trend), "run")] if trend else ["no runs known"]
     said += [f"{failed} failed"] if failed else []
     said += [f"last {compact(good[-1])}", f"most {compact(max(good))}"] if good else []
     return ", ".join(said)

@@ -151,6 +151,9 @@ def test_a_run_that_goes_on_is_counted_by_its_log(loaded, warehouse):
             assert names(app, "pipelines")[1] == "shop.orders"
             assert app.pane("pipelines").get_row_at(1)[1].plain == "running"
 
+            await pilot.press("down", "r")
+            assert app.screen.question == "Run shop.orders now? It seems to be running already."
+            await pilot.press("n")
             warehouse.execute("update etl_audit_log set status = 'success' where status = 'running'")
             await until(pilot, lambda: names(app, "running") == [])
 
@@ -354,7 +357,7 @@ def test_columns_and_panes_give_way_to_a_small_screen(loaded):
         async with watching(loaded, size=(120, 40)) as (app, pilot):
             assert len(app.pane("pipelines").columns) == 7
             assert app.query_one("#trend").display
-            for size in ((80, 24), (40, 24), (40, 12), (20, 6), (160, 50)):
+            for size in ((80, 24), (40, 12), (20, 6), (160, 50)):
                 await pilot.resize_terminal(*size)
                 await pilot.pause(0.2)
                 drawn = sum(
@@ -365,8 +368,11 @@ def test_columns_and_panes_give_way_to_a_small_screen(loaded):
                 assert app.query_one("#trend").display == (size[0] >= 60)
                 assert app.query_one("#log").display == (size[1] >= 18)
                 assert set(names(app, "pipelines")) == {"broken.missing", "shop.orders", "shop.customers"}
-                await pilot.press("?")
+                await pilot.press("?", "escape", *":log", "enter")
+                await until(pilot, lambda: "no table 'nowhere'" in " ".join(log_of(app).split()))
+                assert app.query_one("#log").display and app.query_one("#log").size.height > size[1] - 4
                 await pilot.press("escape")
+                assert app.query_one("#log").display == (size[1] >= 18)
 
     asyncio.run(scene())
 
@@ -404,6 +410,19 @@ def test_a_warehouse_that_was_never_there_shows_the_local_record(loaded):
                 for n, name in enumerate(names(app, "pipelines"))
             }
             assert states == {"shop.orders": "ok", "shop.customers": "ok", "broken.missing": "FAILED"}
+
+    asyncio.run(scene())
+
+
+def test_a_project_without_sources_says_what_to_do(shop):
+    for path in (shop / "sources").glob("*.yaml"):
+        path.unlink()
+
+    async def scene():
+        async with watching(shop) as (app, pilot):
+            assert "Next: dw add-source" in words(app, "#header")
+            await pilot.press("enter", "r", "tab", "enter", "tab", "enter", "tab", *":log", "enter", "escape")
+            assert told(app)[0] == "no pipeline is selected"
 
     asyncio.run(scene())
 
@@ -467,6 +486,19 @@ def test_it_draws_in_a_terminal_and_leaves_it_as_it_was(terminal, loaded, width)
     assert "\x1b[?1049l" in child.before
 
 
+def test_signals_are_what_they_were_before(loaded):
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def scene():
+        async with watching(loaded) as (app, pilot):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(pilot, lambda: not app.is_running)
+            assert app.return_code == 143
+
+    asyncio.run(scene())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_ctrl_c_and_sigterm_end_it(terminal, loaded):
     child = terminal("watch")
     child.expect("broken.missing")
@@ -481,6 +513,7 @@ def test_ctrl_c_and_sigterm_end_it(terminal, loaded):
     child.wait()
     assert child.exitstatus == 143
     assert "Traceback" not in child.before
+    assert "\x1b[?1049l" in child.before
 
 
 def test_without_a_terminal_it_names_status(dw, shop):

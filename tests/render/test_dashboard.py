@@ -136,7 +136,7 @@ def test_a_run_of_another_machine_has_no_counts():
 def test_the_trend_leaves_out_what_goes_on_and_marks_failures():
     assert trend_of(RUNS[:3]) == [None, 88120]
     assert trend_words([None, 88120]) == "2 runs, 1 failed, last 88k, most 88k"
-    assert trend_words([]) == "no runs yet"
+    assert trend_words([]) == "no runs known"
 
 
 def test_a_line_of_a_log_is_safe_and_short():
