@@ -298,20 +298,16 @@ def mark_dead(place: Place, pipeline: str) -> str:
 
 def late(known: Known, pipelines: list[Pipeline], now: datetime) -> Iterator[Finding]:
     """Pipelines whose last good run is longer ago than `every` says. known: the last runs of each."""
-    from dwcli.project import seconds
     from dwcli.render.runs import standing
 
     behind = []
     clocked = [pipeline for pipeline in pipelines if pipeline.config.every]
     for pipeline in clocked:
-        every = seconds(pipeline.config.every)
         name = pipeline.full_name
-        stands = standing(name, pipeline.config.every, every, known.get(name, []), now)
-        if stands.state == "running":
-            continue
-        if stands.last_ok is None:
+        stands = standing(name, pipeline.config.every, known.get(name, []), now)
+        if stands.last_ok is None and stands.state != "running":
             behind.append(f"{name} (no good run known)")
-        elif (now - stands.last_ok).total_seconds() > every:
+        elif stands.last_ok is not None and stands.state == "stale":
             behind.append(f"{name} ({ago(stands.last_ok, now)}, every {pipeline.config.every})")
     if behind:
         shown = ", ".join(behind[:3]) + (f" and {len(behind) - 3} more" if len(behind) > 3 else "")
@@ -342,7 +338,9 @@ def lake(
         except DwError:
             continue
         folder = source_folder(project.lake, protocol, pipeline.full_name)
-        if not folder.is_dir() or (connection is not None and holder(connection, pipeline.full_name) is not None):
+        if not folder.is_dir() or (
+            connection is not None and holder(connection, pipeline.full_name) is not None
+        ):
             continue
         damaged += sum(1 for _ in folder.glob(f"*/*{MANIFEST}{REFUSED}"))
         begun += sum(1 for marker in folder.glob(f"*/*{OPEN}") if unfinished(marker))

@@ -54,6 +54,7 @@ COMMANDS = (
     Command("audit", "Look", "runs"),
     Command("logs", "Look", "runs"),
     Command("trace", "Look", "targets"),
+    Command("watch", "Look"),
     Command("query", "Look"),
     Command("verify", "Look", "pipelines"),
     Command("doctor", "Look"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,10 +18,13 @@ from dwcli.cli.settings import settings
 from dwcli.errors import DwError, UsageError
 
 if TYPE_CHECKING:
+    import psycopg
     from rich.console import Group
 
     from dwcli.project import Project
     from dwcli.render.runs import Standing
+
+Answer = TypeVar("Answer")
 
 WATCH_SECONDS = 0.5
 #: A status screen does not wait longer than this for a warehouse.
@@ -71,57 +74,67 @@ def status(
 
 def look(project: Project, now: datetime) -> tuple[Warehouse, list[Standing]]:
     """The warehouse, and every pipeline of the project. With the warehouse down, from the local record."""
+    from dwcli.render.runs import RUNS_SHOWN
+    from dwcli.staging.audit import latest_runs
+
+    found, runs = ask_warehouse(project, lambda connection: latest_runs(connection, RUNS_SHOWN))
+    return found, standings_of(project, runs, now)
+
+
+def standings_of(
+    project: Project, runs: Mapping[str, Sequence[Mapping[str, Any]]] | None, now: datetime
+) -> list[Standing]:
+    """How every pipeline stands by its last runs, newest first. None: take the local record."""
     from dwcli.cli._record import last_runs_here
     from dwcli.project import pipelines_of
     from dwcli.render.runs import standing
 
-    found, runs = _ask_warehouse(project)
-    if not found.up:
-        runs = last_runs_here(project)
-    return found, [
+    known = last_runs_here(project) if runs is None else runs
+    return [
         standing(
             pipeline.full_name,
             pipeline.config.every,
-            runs.get(pipeline.full_name, []),
+            known.get(pipeline.full_name, []),
             now,
         )
         for pipeline in pipelines_of(project)
     ]
 
 
-def _ask_warehouse(project: Project) -> tuple[Warehouse, Mapping[str, Sequence[Mapping[str, Any]]]]:
-    """What the warehouse says of itself and of past runs. Starts nothing, raises nothing."""
+def ask_warehouse(
+    project: Project, ask: Callable[[psycopg.Connection], Answer]
+) -> tuple[Warehouse, Answer | None]:
+    """What the warehouse says of itself, and its answer to `ask`. Starts nothing, raises nothing.
+
+    The answer is None where the warehouse cannot be asked; `why` and `hint` then tell the reason.
+    """
     try:
         url = running_url(project)
     except DwError as error:
-        return Warehouse(False, "not known", why=error.message, hint=error.hint), {}
+        return Warehouse(False, "not known", why=error.message, hint=error.hint), None
     if url is None:
-        return Warehouse(False, "embedded", why="it is not running", hint="dw up"), {}
-    from dwcli.render.runs import RUNS_SHOWN
-    from dwcli.staging.audit import latest_runs
+        return Warehouse(False, "embedded", why="it is not running", hint="dw up"), None
+    import psycopg
+
     from dwcli.warehouse import connect, mask_url
 
     try:
         with closing(connect(url, patience=PATIENCE_SECONDS)) as connection:
             connection.execute("set statement_timeout = '5s'")
-            runs = latest_runs(connection, RUNS_SHOWN)
+            answer = ask(connection)
             used = connection.execute("select pg_database_size(current_database())").fetchone()
             info = connection.info
             where = f"{'127.0.0.1' if info.host.startswith('/') else info.host}:{info.port}"
     except DwError as error:
         return Warehouse(
             False, mask_url(url), why=error.why or error.message, hint="dw test-connection dw"
-        ), {}
+        ), None
+    except psycopg.Error as error:  # it went away between the greeting and the answer
+        why = str(error).partition("\n")[0]
+        return Warehouse(False, mask_url(url), why=why, hint="dw test-connection dw"), None
     here = project.config.warehouse == "embedded"
-    return (
-        Warehouse(
-            True,
-            where,
-            used[0] if used else None,
-            _free(project) if here else None,
-        ),
-        runs,
-    )
+    free = _free(project) if here else None
+    return Warehouse(True, where, used[0] if used else None, free), answer
 
 
 def running_url(project: Project) -> str | None:

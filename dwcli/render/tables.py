@@ -78,7 +78,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], screen: int)
         max([width(column.name), *(width(row[index].plain) for row in cells)])
         for index, column in enumerate(columns)
     ]
-    kept = _that_fit(columns, widths, screen)
+    kept = that_fit(columns, widths, screen)
     if kept is None:
         return _stacked(columns, cells)
     return _side_by_side(columns, cells, _folded(columns, widths, kept, screen))
@@ -93,7 +93,7 @@ def _least(column: Column, natural: int) -> int:
     return min(natural, max(NARROWEST, width(column.name))) if column.folds else natural
 
 
-def _that_fit(columns: Sequence[Column], widths: Sequence[int], screen: int) -> list[int] | None:
+def that_fit(columns: Sequence[Column], widths: Sequence[int], screen: int) -> list[int] | None:
     """Indexes of the columns that fit side by side, None if even the needed ones do not."""
     kept = list(range(len(columns)))
     while _total(_least(columns[i], widths[i]) for i in kept) > screen:
