@@ -135,6 +135,21 @@ def test_keys_of_many_types_are_found(dw, shop):
     assert [entry["values"]["code"] for entry in part["lake"]] == ["7"]
 
 
+def test_columns_are_known_by_the_names_of_the_source_and_of_the_table(dw, shop):
+    source(
+        shop,
+        'CREATE TABLE odd ("Order ID" INTEGER PRIMARY KEY NOT NULL, "select" TEXT, "Größe (cm)" REAL);'
+        """INSERT INTO odd VALUES (1, 'x''y"z', 1.5), (2, NULL, 2.5);""",
+    )
+    path = shop / "sources" / "shop.yaml"
+    path.write_text(path.read_text("utf-8") + "  odd: {write: merge, key: [Order ID]}\n", "utf-8")
+    run(dw, shop, "odd")
+    for key in ("1", "Order ID=1", "order_id=1", """select=x'y"z""", "Größe (cm)=1.50", "größe_cm_=1.5"):
+        found = traced(dw, shop, "odd", "--key", key)
+        assert [entry["values"]["order_id"] for entry in found["warehouse"]] == [1], key
+        assert [entry["values"]["order_id"] for entry in found["lake"]] == [1], key
+
+
 def test_without_a_key_the_unique_index_says_it(dw, shop, warehouse):
     run(dw, shop, "customers")
     nameless = dw("trace", "customers", "--key", "1", cwd=shop)
