@@ -307,7 +307,7 @@ def late(known: Known, pipelines: list[Pipeline], now: datetime) -> Iterator[Fin
         stands = standing(name, pipeline.config.every, known.get(name, []), now)
         if stands.last_ok is None and stands.state != "running":
             behind.append(f"{name} (no good run known)")
-        elif stands.last_ok is not None and stands.state == "stale":
+        elif stands.last_ok is not None and stands.state == "STALE":
             behind.append(f"{name} ({ago(stands.last_ok, now)}, every {pipeline.config.every})")
     if behind:
         shown = ", ".join(behind[:3]) + (f" and {len(behind) - 3} more" if len(behind) > 3 else "")

@@ -373,7 +373,10 @@ def test_a_run_under_way_is_left_alone(dw, well, warehouse, warehouse_url):
 
 
 def test_pipelines_that_are_late_are_told(dw, well, warehouse):
-    warehouse.execute("update etl_audit_log set finished_at = now() - interval '9 hours'")
+    warehouse.execute(
+        "update etl_audit_log set started_at = now() - interval '9 hours',"
+        " finished_at = now() - interval '9 hours'"
+    )
     code, checks = found(dw, well, "--no-sources")
     assert code == 0
     late = about(checks, "late:")
