@@ -64,7 +64,7 @@ def found():
         header="shop  warehouse up 127.0.0.1:5433  2.1 GB used, 38 GB free",
         up=True,
         now=NOW,
-        standings=[standing(name, "1h", 3600, history[name], NOW) for name in pipelines],
+        standings=[standing(name, "1h", history[name], NOW) for name in pipelines],
         history=history,
         runs=RUNS,
         going=RUNS[:1],
@@ -95,8 +95,9 @@ def screen(width, height):
     async def shown():
         app = Dashboard(look=found, log_of=lambda run_id: LOG, start=lambda name: lambda: None, every=60)
         async with app.run_test(size=(width, height)) as pilot:
-            while app.found is None:
-                await pilot.pause(0.02)
+            async with asyncio.timeout(60):
+                while app.found is None:
+                    await pilot.pause(0.02)
             await pilot.pause(0.2)
             return page(app.export_screenshot(simplify=True))
 
