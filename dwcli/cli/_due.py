@@ -86,11 +86,16 @@ def skipped(result: Mapping[str, Any], why: str) -> dict[str, Any]:
 
 
 def still_due(url: str) -> Callable[[Pipeline], bool]:
-    """Asks, when a pipeline's turn has come: another `dw run --due` may have run it meanwhile."""
+    """Asks, when a pipeline's turn has come: another `dw run --due` may have run it meanwhile.
+
+    The lock is looked at before the last good start is: a run that was under way may have ended in between,
+    and then its start is seen; the other way round its end would be missed.
+    """
 
     def wanted(pipeline: Pipeline) -> bool:
         try:
-            return bool(due_of([pipeline], last_good_starts(url)))
+            free, _ = part_running(url, [pipeline])
+            return bool(free and due_of(free, last_good_starts(url)))
         except DwError:  # the run itself finds out, and its result says so
             return True
 

@@ -162,6 +162,7 @@ STANDING: Fields = {
     "last_ok": Field("moment?", "when the last good run ended"),
     "last_run": Field("moment?", "when the last run ended, or began if it still runs"),
     "every": Field("text?", "how often it is to run"),
+    "due": Field("moment?", "when it is to run next"),
     "rows": Field("integer?", "rows that the last good run loaded"),
     "trend": Field("list", "rows of the last runs, oldest first; null for one that failed", of="integer?"),
     "fix": Field("text", "the command that mends it or tells more; may be empty"),
@@ -320,6 +321,56 @@ def _several(name: str, inside: Fields, ok: str) -> Field:
     return _one({"ok": Field("boolean", ok), name: Field("list", "one for each pipeline, in order", inside)})
 
 
+AUDIT_RUN: Fields = AUDIT | {
+    "files": Field(
+        "list",
+        "files of its snapshot",
+        {
+            "name": Field("text", "name of the file"),
+            "rows": Field("integer", "rows in it"),
+            "bytes": Field("integer", "its size"),
+            "there": Field("boolean", "whether it is in the lake"),
+        },
+    ),
+    "files_remark": Field("text", "what is wrong with the snapshot; may be empty"),
+    "ddl": Field(
+        "list",
+        "what it changed in tables",
+        {
+            "table": Field("text", "`schema.table`"),
+            "change": Field("text", "the change in words"),
+            "ddl": Field("text", "the statement"),
+            "changed_at": Field("moment", "when"),
+        },
+    ),
+    "rejects": Field(
+        "object",
+        "rows that it set aside",
+        {
+            "rows": Field("integer", "how many"),
+            "reasons": Field(
+                "list",
+                "why, the most frequent first",
+                {"reason": Field("text", "why"), "rows": Field("integer", "how many")},
+            ),
+            "first": Field(
+                "list",
+                "the first of them",
+                {
+                    "source_file": Field("text", "the file of the lake"),
+                    "row_number": Field("integer", "the row in it"),
+                    "reason": Field("text", "why"),
+                },
+            ),
+        },
+    ),
+    "config_before": Field(
+        "object?",
+        "the pipeline's run before this one",
+        {"run_id": RUN["run_id"], "config_hash": Field("text?", "tells whether the configuration changed")},
+    ),
+    "log": Field("text?", "where its log is, on this machine"),
+}
 DOCUMENTS = (
     Document("run", "one pipeline; also `dw replay`", _one(RUN)),
     Document("run", "several pipelines", _several("runs", RUN, "whether every run succeeded")),
@@ -327,7 +378,7 @@ DOCUMENTS = (
     Document("run --dry-run", "several pipelines", _several("plans", PLAN, "whether none is known to fail")),
     Document("status", "always", _one(STATUS)),
     Document("audit", "the list of runs, newest first", _each(AUDIT)),
-    Document("audit RUN", "one run", _one(AUDIT)),
+    Document("audit RUN", "one run", _one(AUDIT_RUN)),
     Document("sources", "every source", _each(SOURCE)),
     Document("sources --protocols", "every kind of source", _each(PROTOCOL)),
     Document("verify", "one pipeline by name", _one(VERIFY)),

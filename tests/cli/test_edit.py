@@ -151,7 +151,7 @@ def test_a_source_is_tested_before_its_file_is_written(dw, commented):
     [
         (["shop.orders", "--key", "idd"], "Did you mean 'id'?"),
         (["shop.orders", "--key", ""], "'merge' needs a key"),
-        (["shop.orders", "--every", "sometimes"], "not a duration"),
+        (["shop.orders", "--every", "sometimes"], "neither a duration"),
         (["shop.orders", "--target", "customers"], "both load public.customers"),
         (["shop.orders", "--database-path", "x"], "dw edit shop --database-path"),
         (["shop", "--cursor", "x"], "dw edit shop.orders --cursor"),
@@ -227,7 +227,7 @@ def test_the_wizard_changes_what_is_picked(terminal, commented):
     before = text_of(commented)
     child = terminal("edit", "orders", width=100)
     pick(child, "every")
-    answer(child, "How often it should run", "1d" + ENTER)
+    answer(child, "When it should run", "1d" + ENTER)
     child.expect_exact("every: 1d")
     answer(child, "Write it?", ENTER)
     child.expect_exact("dw edit shop.orders --every 1d")
@@ -273,7 +273,7 @@ def test_no_to_the_difference_writes_nothing(terminal, commented):
     before = text_of(commented)
     child = terminal("edit", "orders", width=40)
     pick(child, "every")
-    answer(child, "How often", "1d" + ENTER)
+    answer(child, "When", "1d" + ENTER)
     answer(child, "Write it?", DOWN + ENTER)
     answer(child, "And now?", ENTER)
     child.expect_exact("Nothing was changed.")

@@ -196,11 +196,11 @@ def test_what_comes_during_the_load_is_left_to_the_next_run(broker, topic, sourc
 
 
 def test_the_connection_is_kept_alive_while_a_load_takes_long(broker, topic, source, subscribed, monkeypatch):
-    monkeypatch.setattr("dwcli.connectors.mqtt.KEEPALIVE_SECONDS", 1)
+    monkeypatch.setattr("dwcli.connectors.mqtt.KEEPALIVE_SECONDS", 4)
     broker.numbers(topic, 1, 5)
     connector = source()
     _, position, _ = read(connector)
-    time.sleep(4)  # the broker hangs up after one and a half times the keepalive
+    time.sleep(10)  # the broker hangs up after one and a half times the keepalive
     connector.acknowledge(position)
     connector.close()
     assert read_and_acknowledge(source())[0] == []

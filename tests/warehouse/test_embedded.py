@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -501,7 +502,8 @@ def test_a_wheel_in_a_private_environment_is_copied_for_the_servers_account(
     assert embedded.start(home).bin == server.bin, "it is copied once"
     embedded.remove(home)
     shutil.rmtree(copy)
-    STATE.rmdir()
+    with contextlib.suppress(OSError):  # another worker's server may be in it
+        STATE.rmdir()
 
 
 @needs_root
