@@ -321,7 +321,8 @@ def _several(name: str, inside: Fields, ok: str) -> Field:
     return _one({"ok": Field("boolean", ok), name: Field("list", "one for each pipeline, in order", inside)})
 
 
-AUDIT_RUN: Fields = AUDIT | {
+AUDIT_RUN: Fields = {
+    **AUDIT,
     "files": Field(
         "list",
         "files of its snapshot",
