@@ -104,15 +104,15 @@ def try_objects(client: ObjectsClient) -> ObjectsClient:
     except SourceData:
         return client  # an object whose name is no path: so there is something
     except BaseException:
-        close_objects(client)
+        close(client)
         raise
     if not some and client.config.remote_base_path:
-        close_objects(client)
+        close(client)
         raise ResourceMissing(f"there is nothing in {client.where}", hint="check remote_base_path")
     return client
 
 
-def close_objects(client: ObjectsClient) -> None:
+def close(client: ObjectsClient) -> None:
     """End what is under way. May be called twice."""
     end(client.background)
 

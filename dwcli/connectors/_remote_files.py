@@ -23,7 +23,7 @@ from fnmatch import translate
 from functools import partial
 from glob import has_magic
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field
 
@@ -99,6 +99,16 @@ class Server:
     absolute: bool = False
     #: files that `describe` brought, which the next read need not bring again
     kept: dict[Listed, Fetched] = field(default_factory=dict)
+
+
+class RemoteClient(Protocol):
+    """The client of a connector that takes `discover`, `describe` and `read` from here."""
+
+    @property
+    def server(self) -> Server: ...
+
+    @property
+    def config(self) -> RemoteFileConfig: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,10 +366,13 @@ def _arriving(server: Server, files: Sequence[Listed]) -> Generator[Fetched, Non
 # -- reading -------------------------------------------------------------------------------------------
 
 
-def read_remote(
-    server: Server, config: RemoteFileConfig, query: str, cursor: Cursor
-) -> Iterator[IngestedItem]:
-    """Batches of all files that `query` means, without those that `cursor.position` has in the same state."""
+def read(client: RemoteClient, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
+    """Batches of all files that `query` means, without those that `cursor.position` has in the same state.
+
+    query: a path or glob below the base; "" or "." for everything. Raises ResourceMissing when nothing is
+    there, SourceData for what cannot be read exactly, ConnectionFailed for a file that broke off.
+    """
+    server, config = client.server, client.config
     yield from read_listed_remote(server, config, list_remote(server, query, config.format), cursor)
 
 
@@ -385,8 +398,9 @@ def read_listed_remote(
         yield from read_listed(files, local, lambda file: file.stamp, _options(config), cursor)
 
 
-def describe_remote(server: Server, config: RemoteFileConfig, query: str) -> Resource:
+def describe(client: RemoteClient, query: str) -> Resource:
     """The columns and size of what a path or glob means."""
+    server, config = client.server, client.config
     return describe_listed_remote(server, config, list_remote(server, query, config.format), query or "**")
 
 
@@ -435,9 +449,9 @@ def _is_text(name: str, config: RemoteFileConfig) -> bool:
     return PurePosixPath(base_name(name).lower()).suffix in _TEXT_ENDINGS
 
 
-def discover_remote(server: Server, config: RemoteFileConfig) -> Iterator[Resource]:
+def discover(client: RemoteClient) -> Iterator[Resource]:
     """Groups of files that look alike, then single files. Their columns are known when one is described."""
-    for name, files in groups_of(list_remote(server, "", config.format)):
+    for name, files in groups_of(list_remote(client.server, "", client.config.format)):
         kind = "file" if len(files) == 1 else "files"
         yield Resource(name, bytes_estimate=sum(file.size for file in files), kind=kind)
 

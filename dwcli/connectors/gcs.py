@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pydantic import BaseModel, Field, SecretStr
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._objects import (
     ObjectsClient,
     ObjectsConfig,
-    close_objects,
+    close,
     store_options,
     try_objects,
 )
-from dwcli.connectors._remote_files import describe_remote, discover_remote, join, read_remote
-from dwcli.contract import LOCAL_PATH, Cursor, IngestedItem, Resource
+from dwcli.connectors._remote_files import describe, discover, join, read
+from dwcli.contract import LOCAL_PATH
 from dwcli.errors import ConnectionFailed
+
+__all__ = ["Config", "close", "connect", "describe", "discover", "read"]
 
 TITLE = "Google Cloud Storage"
 ALIASES = ("gs",)
@@ -80,27 +80,3 @@ def connect(config: Config) -> Client:
         ) from None
     where = join(f"gs://{config.bucket}", config.remote_base_path.strip("/")).rstrip("/")
     return try_objects(Client(config, where, config.endpoint or "https://storage.googleapis.com", store))
-
-
-def discover(client: Client) -> Iterator[Resource]:
-    """Groups of files that look alike, then single files."""
-    yield from discover_remote(client.server, client.config)
-
-
-def describe(client: Client, query: str) -> Resource:
-    """The columns and size of what a path or glob means."""
-    return describe_remote(client.server, client.config, query)
-
-
-def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
-    """Batches of all files that `query` means, without those that `cursor.position` has in the same state.
-
-    query: a path or glob below `remote_base_path`; "." for everything. Raises ResourceMissing when nothing is
-    there, SourceData for what cannot be read exactly, ConnectionFailed for a file that broke off.
-    """
-    yield from read_remote(client.server, client.config, query, cursor)
-
-
-def close(client: Client) -> None:
-    """End what is under way."""
-    close_objects(client)

@@ -20,16 +20,18 @@ from dwcli.connectors._remote_files import (
     RemoteFileConfig,
     Server,
     changed,
-    describe_remote,
-    discover_remote,
+    describe,
+    discover,
     join,
-    read_remote,
+    read,
 )
-from dwcli.contract import LOCAL_PATH, Cursor, IngestedItem, Resource
+from dwcli.contract import LOCAL_PATH
 from dwcli.errors import ConnectionFailed, ResourceMissing, SourceData
 
 if TYPE_CHECKING:
     import asyncssh
+
+__all__ = ["Config", "close", "connect", "describe", "discover", "read"]
 
 TITLE = "SFTP (SSH)"
 ALIASES = ("sftp",)
@@ -113,25 +115,6 @@ def connect(config: Config) -> Client:
         close(client)
         raise
     return client
-
-
-def discover(client: Client) -> Iterator[Resource]:
-    """Groups of files that look alike, then single files."""
-    yield from discover_remote(client.server, client.config)
-
-
-def describe(client: Client, query: str) -> Resource:
-    """The columns and size of what a path or glob means."""
-    return describe_remote(client.server, client.config, query)
-
-
-def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
-    """Batches of all files that `query` means, without those that `cursor.position` has in the same state.
-
-    query: a path or glob below `remote_base_path`; "" or "." for everything. Raises ResourceMissing when
-    nothing is there, SourceData for what cannot be read exactly, ConnectionFailed for a file that broke off.
-    """
-    yield from read_remote(client.server, client.config, query, cursor)
 
 
 def close(client: Client) -> None:

@@ -16,10 +16,10 @@ from dwcli.connectors._remote_files import (
     Entry,
     Server,
     changed,
-    describe_remote,
-    discover_remote,
+    describe,
+    discover,
     join,
-    read_remote,
+    read,
 )
 from dwcli.connectors._web_files import (
     WebClient,
@@ -31,11 +31,12 @@ from dwcli.connectors._web_files import (
     send,
     web_client,
 )
-from dwcli.contract import Cursor, IngestedItem, Resource
 from dwcli.errors import QueryFailed, ResourceMissing, SourceData
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
+
+__all__ = ["Config", "close", "connect", "describe", "discover", "read"]
 
 TITLE = "WebDAV"
 ALIASES = ("nextcloud", "owncloud")
@@ -98,25 +99,6 @@ def connect(config: Config) -> Client:
         close_web(client)
         raise
     return client
-
-
-def discover(client: Client) -> Iterator[Resource]:
-    """Groups of files that look alike, then single files."""
-    yield from discover_remote(client.server, client.config)
-
-
-def describe(client: Client, query: str) -> Resource:
-    """The columns and size of what a path or glob means."""
-    return describe_remote(client.server, client.config, query)
-
-
-def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
-    """Batches of all files that `query` means, without those that `cursor.position` has in the same state.
-
-    query: a path or glob below the base; "" or "." for everything. Raises ResourceMissing when nothing is
-    there, SourceData for what cannot be read exactly, ConnectionFailed for a file that broke off.
-    """
-    yield from read_remote(client.server, client.config, query, cursor)
 
 
 def close(client: Client) -> None:
