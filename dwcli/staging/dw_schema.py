@@ -643,15 +643,6 @@ def note_columns(connection: psycopg.Connection, table: Table) -> None:
         )
 
 
-def note_added(
-    connection: psycopg.Connection, table: Table, words: str, ddl: sql.Composed, run_id: str | None
-) -> list[Change]:
-    """Keep one DDL of dw's own columns, and give it as the change it is."""
-    changes = [Change(words, ddl)]
-    note_changes(connection, table, changes, run_id)
-    return changes
-
-
 def note_changes(
     connection: psycopg.Connection, table: Table, changes: Sequence[Change], run_id: str | None
 ) -> None:

@@ -20,9 +20,10 @@ from dwcli.staging.dw_schema import (
     IS_CURRENT,
     VALID_FROM,
     VALID_TO,
+    Change,
     Table,
     cast_sql,
-    note_added,
+    note_changes,
     run_ddl,
     type_sql,
 )
@@ -57,8 +58,10 @@ def begin_history(load: Load, table: Table, key: Sequence[str]) -> Table:
     ddl = sql.SQL("alter table {0} {1}; alter table {0} alter column {2} drop default").format(
         table.identifier, add, sql.Identifier(VALID_FROM)
     )
-    run_ddl(load.connection, ddl, table)
-    load.changes += note_added(load.connection, table, "history of its rows", ddl, load.plan.run_id)
+    change = Change("history of its rows", ddl)
+    run_ddl(load.connection, change.ddl, table)
+    note_changes(load.connection, table, [change], load.plan.run_id)
+    load.changes.append(change)
     kept = replace(table, columns={**table.columns, **HISTORY_COLUMNS})
     create_unique(load, kept, key, only=IS_CURRENT)
     return kept

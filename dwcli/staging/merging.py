@@ -97,7 +97,7 @@ def matching(key: Sequence[str]) -> sql.Composed:
 def differs(target: Table, values: Sequence[str], new: str = "new") -> sql.Composed:
     """Whether a row `new` has other values than `old`, which is the target's."""
     if not values:
-        return sql.SQL("{}").format(sql.SQL("false"))
+        return sql.SQL("false").format()
     return sql.SQL("({})").format(
         sql.SQL(" or ").join(
             sql.SQL("old.{0}{1} is distinct from {2}.{0}{1}").format(

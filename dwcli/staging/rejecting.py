@@ -39,8 +39,8 @@ UNFIT_SQL = """
     begin
         foreach value in array given loop
             begin
-                execute format('select %s', replace(replace(exactly, '<value>', quote_literal(value)),
-                    '<type>', kind)) into same;
+                execute format('select %s', replace(replace(exactly, '<type>', kind),
+                    '<value>', quote_literal(value))) into same;
             exception when others then same := false;
             end;
             if not coalesce(same, false) then return next value; end if;

@@ -91,6 +91,15 @@ def test_without_max_rejects_a_value_that_does_not_fit_fails_the_run(
     assert rows_of(warehouse, "select to_regclass('t')") == [(None,)]
 
 
+def test_a_value_that_looks_like_our_own_placeholder_is_a_value(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    rows = [{"t": "<type>"}, {"t": "<value>"}, {"t": "<type> too long"}]
+    config: dict[str, Any] = {"columns": {"t": "varchar(7)"}, "max_rejects": 1}
+    assert run(warehouse_url, lake, batches(rows), **config).result["rows_rejected"] == 1
+    assert rows_of(warehouse, "select t from t order by t") == [("<type>",), ("<value>",)]
+
+
 def test_rejects_are_counted_over_batches(warehouse_url: str, warehouse: Any, lake: Path) -> None:
     parts = batches(MIXED[:2], MIXED[2:])
     done = run(warehouse_url, lake, parts, max_rejects=10, **OVERRIDE).result
