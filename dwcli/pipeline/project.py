@@ -43,7 +43,7 @@ def run_project(
     engine = make_engine(warehouse_url)
     idle: dict[str, Idle] = {}
     jobs = [
-        replace(job_of(project, pipeline, max(1, options.jobs)), idle=idle, hidden=passwords(warehouse_url))
+        replace(job_of(project, pipeline, max(1, options.jobs), warehouse_url), idle=idle)
         for pipeline in pipelines
     ]
 
