@@ -8,6 +8,9 @@ import psycopg
 
 from dwcli.errors import PipelineLocked
 
+#: A holder that is gone when it is asked for has just let go, so the lock may be had after all.
+TRIES = 3
+
 
 def take_lock(session: psycopg.Connection, pipeline: str, who: str) -> None:
     """Hold a pipeline for as long as a session lives. Raises PipelineLocked, naming the holder.
@@ -15,11 +18,16 @@ def take_lock(session: psycopg.Connection, pipeline: str, who: str) -> None:
     who: what others are told of the holder: a run's id, or what is done with the pipeline.
     """
     session.execute("select set_config('application_name', %s, false)", (f"dw {who} {pipeline}"[:63],))
-    row = session.execute("select pg_try_advisory_lock(%s)", (_key(pipeline),)).fetchone()
-    if row and row[0]:
-        return
+    told = None
+    for _ in range(TRIES):
+        row = session.execute("select pg_try_advisory_lock(%s)", (_key(pipeline),)).fetchone()
+        if row and row[0]:
+            return
+        told = holder(session, pipeline)
+        if told is not None:
+            break
     raise PipelineLocked(
-        f"{pipeline} is already running{holder(session, pipeline) or ''}",
+        f"{pipeline} is already running{told or ''}",
         hint="wait until it is done: dw status",
     )
 

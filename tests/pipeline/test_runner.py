@@ -29,9 +29,11 @@ from dwcli.errors import (
     UsageError,
 )
 from dwcli.events import BatchLoaded, Event, Notice, RunFinished, SchemaChanged
+from dwcli.pipeline.lock import take_lock
 from dwcli.pipeline.record import Idle, Job, RunOptions
 from dwcli.pipeline.runner import attempt, close_idle
 from dwcli.staging.writer import read_manifest, snapshots
+from dwcli.warehouse import connect
 from dwcli.warehouse.engine import make_engine
 from tests.pipeline.runs import Source, batches, rows_of, run
 
@@ -762,3 +764,21 @@ def test_a_run_that_ends_does_not_wait_for_a_silent_source(
         engine.dispose()
     assert isinstance(error, KeyboardInterrupt)
     assert ends == [True]
+
+
+def test_a_lock_that_its_holder_has_just_let_go_is_taken(
+    warehouse_url: str, warehouse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the try and the question who holds it, the holder ends: then nobody does."""
+    with connect(warehouse_url, autocommit=True) as first, connect(warehouse_url, autocommit=True) as second:
+        take_lock(first, "s.p", "first")
+
+        def ended(session: psycopg.Connection, pipeline: str) -> str | None:
+            first.execute("select pg_advisory_unlock_all()")
+            return None
+
+        monkeypatch.setattr("dwcli.pipeline.lock.holder", ended)
+        take_lock(second, "s.p", "second")
+        monkeypatch.undo()
+        with pytest.raises(PipelineLocked, match="run second"):
+            take_lock(first, "s.p", "first")
