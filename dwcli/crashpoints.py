@@ -6,9 +6,11 @@ Without that variable a place costs one comparison.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 #: In the order in which a run comes to them.
@@ -54,10 +56,15 @@ def spoiled(point: str, path: Path, keep: float) -> None:
         _die()
 
 
-def during(point: str) -> None:
-    """Die while the statement that follows is under way."""
-    if point == _wanted and _is_time():
-        threading.Timer(_UNDER_WAY_SECONDS, _die).start()
+@contextlib.contextmanager
+def during(point: str) -> Iterator[None]:
+    """Die while the statements within are under way, at the latest when they have ended."""
+    if point != _wanted or not _is_time():
+        yield
+        return
+    threading.Timer(_UNDER_WAY_SECONDS, _die).start()
+    yield
+    _die()
 
 
 def _is_time() -> bool:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from dwcli.cli._output import tell
 from dwcli.cli.settings import settings
-from dwcli.errors import DwError
 
 if TYPE_CHECKING:
+    import psycopg
+
     from dwcli.events import Emit, Event
     from dwcli.project import Pipeline, Project
 
@@ -85,19 +86,14 @@ def skipped(result: Mapping[str, Any], why: str) -> dict[str, Any]:
     }
 
 
-def still_due(url: str) -> Callable[[Pipeline], bool]:
-    """Asks, when a pipeline's turn has come: another `dw run --due` may have run it meanwhile.
+def still_due(pipelines: Sequence[Pipeline]) -> Callable[[psycopg.Connection, str], bool]:
+    """Asks whether a pipeline, by name, is due: another `dw run --due` may have run it meanwhile."""
+    by_name = {p.full_name: p for p in pipelines}
 
-    The lock is looked at before the last good start is: a run that was under way may have ended in between,
-    and then its start is seen; the other way round its end would be missed.
-    """
+    def wanted(session: psycopg.Connection, name: str) -> bool:
+        from dwcli.staging.audit import good_starts
 
-    def wanted(pipeline: Pipeline) -> bool:
-        try:
-            free, _ = part_running(url, [pipeline])
-            return bool(free and due_of(free, last_good_starts(url)))
-        except DwError:  # the run itself finds out, and its result says so
-            return True
+        return bool(due_of([by_name[name]], good_starts(session)))
 
     return wanted
 

@@ -239,12 +239,12 @@ def _run_due(
         from dwcli.pipeline import RunOptions, run_project
 
         free, results = _due.part_running(url, due)
-        options = RunOptions(jobs=jobs, fail_fast=fail_fast, allow_shrink=allow_shrink)
+        options = RunOptions(
+            jobs=jobs, fail_fast=fail_fast, allow_shrink=allow_shrink, wanted=_due.still_due(free)
+        )
         try:
             with listening(progress, len(free)) as emit:
-                done = run_project(
-                    project, free, url, options, _due.without_locked(emit), _due.still_due(url)
-                )
+                done = run_project(project, free, url, options, _due.without_locked(emit))
         except RunStopped as stopped:
             if not stopped.results:
                 raise

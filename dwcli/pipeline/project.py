@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -32,11 +32,9 @@ def run_project(
     warehouse_url: str,
     options: RunOptions,
     emit: Emit,
-    wanted: Callable[[Pipeline], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Run these pipelines. Returns one result each, in their order; a failure is a result, not an error.
 
-    wanted: asked of each pipeline when its turn has come; one that is not wanted any more has no result.
     With `fail_fast`, pipelines after the first failure are not begun and have no result. Raises
     RunStopped, with the results so far as `results`, when a signal ended it.
     """
@@ -47,26 +45,15 @@ def run_project(
         for pipeline in pipelines
     ]
 
-    def turn(number: int) -> tuple[dict[str, Any], BaseException | None] | None:
-        if wanted is not None and not wanted(pipelines[number]):
-            return None
-        return attempt(jobs[number], engine, options, emit)
-
     results: list[dict[str, Any]] = []
     try:
         if options.jobs > 1 and len(jobs) > 1:
             with ThreadPoolExecutor(options.jobs, "dw-job") as pool:
-                futures = [pool.submit(turn, number) for number in range(len(jobs))]
-                for future in futures:
-                    outcome = future.result()
-                    if outcome is not None:
-                        results.append(outcome[0])
+                futures = [pool.submit(attempt, job, engine, options, emit) for job in jobs]
+                results += [future.result()[0] for future in futures]
             return results
-        for number in range(len(jobs)):
-            outcome = turn(number)
-            if outcome is None:
-                continue
-            result, error = outcome
+        for job in jobs:
+            result, error = attempt(job, engine, options, emit)
             results.append(result)
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise _stopped(error, results) from error

@@ -36,6 +36,8 @@ class RunOptions:
 
     start, end: a backfill range of the cursor, start inclusive and end exclusive.
     limit: stop after so many rows; the next run then reads everything.
+    wanted: asked, with the warehouse and the pipeline's name, once the run holds the pipeline; a run that is
+        not wanted any more ends as if another still held it.
     """
 
     full_refresh: bool = False
@@ -46,6 +48,7 @@ class RunOptions:
     fail_fast: bool = False
     #: go on though the source has lost most of its rows
     allow_shrink: bool = False
+    wanted: Callable[[psycopg.Connection, str], bool] | None = None
 
 
 @dataclass(frozen=True)

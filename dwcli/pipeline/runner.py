@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
 
@@ -30,6 +31,7 @@ from dwcli.errors import (
     ConfigError,
     DwError,
     LakeError,
+    PipelineLocked,
     SourceError,
     UsageError,
 )
@@ -184,6 +186,7 @@ def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
         data = stack.enter_context(engine.connect())
         stack.callback(_hang_up, data)
         take_lock(raw(data), run.job.pipeline, run.id[:8])
+        _refuse_unwanted(run, raw(data))
         data.commit()
         control = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
         mark_interrupted(raw(control), run.job.pipeline)
@@ -202,6 +205,13 @@ def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
             with contextlib.suppress(Exception):
                 audit(run, control, "failure", explained(error, run))
             raise
+
+
+def _refuse_unwanted(run: Run, session: psycopg.Connection) -> None:
+    """Only whoever holds the pipeline knows that no other run ends between this look and its own start."""
+    wanted, pipeline = run.options.wanted, run.job.pipeline
+    if wanted is not None and not wanted(session, pipeline):
+        raise PipelineLocked(f"{pipeline} has just been run by another dw", hint="dw status")
 
 
 def _tell_late_error(run: Run, error: BaseException) -> None:

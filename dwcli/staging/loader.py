@@ -299,8 +299,7 @@ def empty_stage(load: Load) -> Table:
 def finish_load(load: Load) -> Counts:
     """Bring what has arrived into the target, by the plan's write disposition. Nothing is committed."""
     complete_rows(load)
-    crashpoints.during("merge")
-    with refusals(load.target or Table(load.schema, load.table)):
+    with crashpoints.during("merge"), refusals(load.target or Table(load.schema, load.table)):
         load.deleted += _delete_replaced(load)
         counts = _meet_target(load)
         gone = delete_gone(load)

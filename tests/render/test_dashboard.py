@@ -96,10 +96,11 @@ def screen(width, height):
         app = Dashboard(look=found, log_of=lambda run_id: LOG, start=lambda name: lambda: None, every=60)
         async with app.run_test(size=(width, height)) as pilot:
             async with asyncio.timeout(60):
-                while app.found is None:
-                    await pilot.pause(0.02)
-            await pilot.pause(0.2)
-            return page(app.export_screenshot(simplify=True))
+                before, now = "", ""
+                while app.found is None or not app.query("FooterKey") or now != before:
+                    await pilot.pause(0.2)
+                    before, now = now, page(app.export_screenshot(simplify=True))
+            return now
 
     return asyncio.run(shown())
 
