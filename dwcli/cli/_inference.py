@@ -63,7 +63,9 @@ def propose(name: str, resource: Resource, sure_only: bool = True) -> Plan:
         write,
         key if write == "merge" or key else (),
         column,
-        tuple(filter(None, [_why_key(resource), _why_cursor(column, cursor, write) or own_place(resource)])),
+        tuple(
+            filter(None, [_why_key(resource), _why_cursor(resource, cursor, write) or own_place(resource)])
+        ),
     )
 
 
@@ -100,10 +102,14 @@ def _why_key(resource: Resource) -> str:
     return f"key {', '.join(resource.primary_key)} ({resource.key_reason})"
 
 
-def _why_cursor(column: str | None, cursor: CursorCandidate | None, write: str) -> str:
-    if column and cursor:
-        return f"cursor {column} ({cursor.reason})"
-    return "no sure cursor: everything is read each run" if write == "replace" else ""
+def _why_cursor(resource: Resource, cursor: CursorCandidate | None, write: str) -> str:
+    if cursor is not None:
+        return f"cursor {cursor.column} ({cursor.reason})"
+    if write != "replace":
+        return ""
+    unsure = next((c for c in resource.cursors if not c.append_only), None)
+    seen = f" ({unsure.column}: {unsure.reason})" if unsure else ""
+    return f"no sure cursor{seen}: everything is read each run"
 
 
 def cautions(resource: Resource, key: Collection[str], cursor: str | None, write: str) -> list[str]:

@@ -22,6 +22,10 @@ def say(line: str = "", fold: bool = False) -> None:
     sys.stderr.flush()
 
 
+#: Characters of a line of a command: with an indent of two and its backslash it stays below 80.
+LINE = 75
+
+
 def command_line(words: Sequence[str]) -> str:
     """Words as one line that a shell reads back as the same words; a new line where it grows long."""
     parts: list[str] = []
@@ -31,7 +35,7 @@ def command_line(words: Sequence[str]) -> str:
     lines, line = list[str](), ""
     for index, part in enumerate(parts):
         ahead = len(parts[index + 1]) if index + 1 < len(parts) and parts[index + 1][:1] == " " else 0
-        if line and part[:1] != " " and len(line) + len(part) + ahead > 76:
+        if line and part[:1] != " " and len(line) + 1 + len(part) + ahead > LINE:
             lines.append(line + " \\")
             line = "    " + part
         else:

@@ -58,7 +58,7 @@ def summary(result: Mapping[str, Any]) -> list[Line]:
         lines = [(Text("ok", style=STYLES["ok"]), Text(f"{name}  {what_was_loaded(result)}"))]
     else:
         lines = [(Text("FAIL", style=STYLES["FAILED"]), Text(f"{name}  {_what_went_wrong(result)}"))]
-    lines += [remark(name, str(change)) for change in result.get("schema_changes") or []]
+    lines += [_schema_line(name, str(change)) for change in result.get("schema_changes") or []]
     changed = result.get("values_changed") or {}
     return lines + [remark(name, f"{why} ({number:,})") for why, number in changed.items()]
 
@@ -96,6 +96,15 @@ def remark(name: str, text: str) -> Line:
     from rich.text import Text
 
     return Text("!", style="yellow"), Text(f"{name}: {escape(text)}", style="yellow")
+
+
+def _schema_line(name: str, change: str) -> Line:
+    """A table that was made is what a first run is for; every other change of a table is to be known."""
+    from rich.text import Text
+
+    if change.startswith("new table"):
+        return Text("+", style=STYLES["ok"]), Text(f"{name}: {escape(change)}")
+    return remark(name, change)
 
 
 def what_was_loaded(result: Mapping[str, Any]) -> str:

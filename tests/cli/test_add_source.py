@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pexpect
 import pytest
 
 from dwcli.cli._inference import matching, pipeline_name, propose, write_for
+from dwcli.cli._say import command_line
 from dwcli.contract import Column, CursorCandidate, Resource
 from dwcli.documents import read_document
 from dwcli.project import load_project
@@ -72,6 +74,18 @@ def test_a_cursor_that_sees_only_new_rows_appends_them():
 def test_files_and_streams_keep_their_own_place(kind: str, key: tuple[str, ...], write: str, words: str):
     plan = propose("t", Resource("t", kind=kind, primary_key=key, key_reason="why"))
     assert (plan.write, plan.why[-1]) == (write, words)
+
+
+def test_a_reload_names_the_cursor_that_is_not_sure():
+    found = propose("t", Resource("t", cursors=(GROWS, CursorCandidate("updated_at", "no index"))))
+    assert found.why[-1] == "no sure cursor (updated_at: no index): everything is read each run"
+
+
+def test_the_lines_of_a_long_command_fit_80_columns():
+    words = ["dw", "add-source", "mysql", "shopdb", "--host", "127.0.0.1", "--database", "shopdb"]
+    shown = command_line([*words, "--username", "root", "--pipeline", "customers=customers", "--key", "id"])
+    assert max(len(f"  {line}") for line in shown.splitlines()) < 80
+    assert shlex.split(shown.replace("\\\n", ""))[: len(words)] == words
 
 
 def test_a_stream_is_asked_for_no_cursor_and_offered_no_replace(monkeypatch, capsys):
