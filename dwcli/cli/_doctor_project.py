@@ -331,3 +331,32 @@ def space(names: str, folder: Path) -> Finding:
 
 def _nearest(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+# -- the schedule --------------------------------------------------------------------------------------
+
+
+def timer_of(project: Project) -> Iterator[Finding]:
+    """Whether anything calls `dw run --due` for the pipelines that have a time."""
+    from dwcli.cli import _timers
+    from dwcli.cli._due import with_a_time
+    from dwcli.clock import tick_minutes
+
+    times = [pipeline.config.every or "" for pipeline in with_a_time(project, [])]
+    timer = _timers.timer_for(project.config.name, project.root, tick_minutes(times))
+    there = _timers.installed(timer)
+    timed, on = f"{count(len(times), 'pipeline')} with every:", "dw schedule on"
+    if there is None and times:
+        if _timers.has_systemd() or _timers.cron_lines_or_none() is not None:
+            yield Finding("schedule", "warn", f"{timed}, and no timer that runs them", on)
+        else:
+            said = "no systemd or cron here, another scheduler has to call dw run --due"
+            yield Finding("schedule", "ok", f"{timed}; {said}")
+    elif there is not None and not times:
+        said = f"the timer {there['name']} finds no pipeline with every:"
+        yield Finding("schedule", "warn", said, "dw schedule off")
+    elif there is not None and not there["current"]:
+        yield Finding("schedule", "warn", f"the timer {there['name']} is off or out of date", on)
+    elif there is not None:
+        rhythm = _timers.rhythm(timer.minutes)
+        yield Finding("schedule", "ok", f"{timed}, looked at {rhythm} by {there['by']}")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dwcli.errors import UsageError
 
@@ -260,3 +261,43 @@ def _call(words: list[str], text: str = "") -> tuple[int, str, str]:
         done.stdout.decode("utf-8", "surrogateescape"),
         done.stderr.decode("utf-8", "replace"),
     )
+
+
+# -- what there is ------------------------------------------------------------------------------------
+
+
+def installed(timer: Timer) -> dict[str, Any] | None:
+    """What runs this project's pipelines, and whether it is what `on` would write now."""
+    files = installed_units(timer)
+    unit = next((path for path in files if path.suffix == ".timer"), None)
+    if unit is not None:
+        active = is_active(unit.name)
+        return {
+            "by": "systemd",
+            "name": unit.name,
+            "minutes": _minutes(r"OnCalendar=\*:(?:0/(\d+)|\*)", files[unit]),
+            "active": active,
+            "current": active and files == units(timer),
+            "files": sorted(map(str, files)),
+        }
+    line = own_line(cron_lines_or_none(), timer)
+    if line is None:
+        return None
+    return {
+        "by": "crontab",
+        "name": line.rpartition(" ")[2],
+        "minutes": _minutes(r"^\*(?:/(\d+))?", line),
+        "active": not line.startswith("#"),
+        "current": line == cron_line(timer),
+        "files": [],
+    }
+
+
+def _minutes(pattern: str, text: str) -> int | None:
+    match = re.search(pattern, text)
+    return int(match[1] or 1) if match else None
+
+
+def rhythm(minutes: int) -> str:
+    """`every 5 minutes`"""
+    return "every minute" if minutes == 1 else f"every {minutes} minutes"

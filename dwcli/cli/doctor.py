@@ -85,7 +85,7 @@ def examine(fix: bool, sources: bool) -> Iterator[Finding]:
 def _checks(
     folder: Folder, settle: Callable[[Finding], Finding], sources: bool
 ) -> Iterator[Iterable[Finding]]:
-    from dwcli.cli._doctor_project import configured, drivers, permissions, plain_secrets
+    from dwcli.cli._doctor_project import configured, drivers, permissions, plain_secrets, timer_of
     from dwcli.cli._doctor_sources import reachable
     from dwcli.render.doctor import Finding
 
@@ -101,6 +101,7 @@ def _checks(
     yield _guarded("secrets", lambda: plain_secrets(project))
     yield _guarded("drivers", lambda: drivers(project))
     yield from _of_warehouse(project, settle)
+    yield _guarded("schedule", lambda: timer_of(project))
     connectors: dict[str, Connector] = {}
     yield _guarded("sources", lambda: configured(project, connectors))
     if sources:

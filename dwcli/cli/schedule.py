@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from dwcli.cli import _timers
 from dwcli.cli._confirm import confirmed
 from dwcli.cli._output import show_rows, tell, tell_next
 from dwcli.cli._say import command_line
+from dwcli.cli._timers import rhythm
 from dwcli.cli.settings import settings
 from dwcli.errors import UsageError
 
@@ -79,7 +79,7 @@ def _on(timer: Timer, dry_run: bool) -> None:
         else {"crontab": f"{_timers.own_line(lines, timer) or ''}\n"}
     )
     if there == planned and (not systemd or _timers.is_active(f"{timer.name}.timer")):
-        tell(f"ok  it is on already, {_rhythm(timer.minutes)}")
+        tell(f"ok  it is on already, {rhythm(timer.minutes)}")
         return
     tell(_listed(planned))
     if not confirmed("Write this?", "dw schedule on"):
@@ -92,7 +92,7 @@ def _on(timer: Timer, dry_run: bool) -> None:
             _timers.write_cron_line(timer, None)  # from when systemd could not be reached
     else:
         _timers.write_cron_line(timer, _timers.cron_line(timer))
-    tell(f"ok  dw looks {_rhythm(timer.minutes)} for what is due. Failures: {timer.root / _timers.LOG}")
+    tell(f"ok  dw looks {rhythm(timer.minutes)} for what is due. Failures: {timer.root / _timers.LOG}")
     if systemd and not _timers.lingers():
         tell("!   while you are logged out it stops, unless you say once: loginctl enable-linger")
     tell_next("dw schedule show")
@@ -140,10 +140,6 @@ def _call_of(timer: Timer) -> str:
     return f"cd {folder} && {command_line(_timers.arguments(timer))}"
 
 
-def _rhythm(minutes: int) -> str:
-    return "every minute" if minutes == 1 else f"every {minutes} minutes"
-
-
 # -- show ----------------------------------------------------------------------------------------------
 
 
@@ -153,7 +149,7 @@ def _show(project: Project, timer: Timer) -> None:
 
     now = datetime.now(UTC)
     found, standings = look(project, now)
-    installed = _installed(timer)
+    installed = _timers.installed(timer)
     timed = any(standing.every for standing in standings)
     _tell_installed(installed, timer, timed)
     if not found.up:
@@ -170,49 +166,17 @@ def _show(project: Project, timer: Timer) -> None:
         tell_next("dw schedule on")
 
 
-def _installed(timer: Timer) -> dict[str, Any] | None:
-    """What runs this project's pipelines, and whether it is what `on` would write now."""
-    files = _timers.installed_units(timer)
-    unit = next((path for path in files if path.suffix == ".timer"), None)
-    if unit is not None:
-        active = _timers.is_active(unit.name)
-        return {
-            "by": "systemd",
-            "name": unit.name,
-            "minutes": _minutes(r"OnCalendar=\*:(?:0/(\d+)|\*)", files[unit]),
-            "active": active,
-            "current": active and files == _timers.units(timer),
-            "files": sorted(map(str, files)),
-        }
-    line = _timers.own_line(_timers.cron_lines_or_none(), timer)
-    if line is None:
-        return None
-    return {
-        "by": "crontab",
-        "name": line.rpartition(" ")[2],
-        "minutes": _minutes(r"^\*(?:/(\d+))?", line),
-        "active": not line.startswith("#"),
-        "current": line == _timers.cron_line(timer),
-        "files": [],
-    }
-
-
-def _minutes(pattern: str, text: str) -> int | None:
-    match = re.search(pattern, text)
-    return int(match[1] or 1) if match else None
-
-
 def _tell_installed(installed: Mapping[str, Any] | None, timer: Timer, timed: bool) -> None:
     if installed is None:
         tell("No timer: pipelines run when you run them.")
         return
     place = Path(installed["files"][-1]) if installed["files"] else "crontab -l"
-    rhythm = _rhythm(installed["minutes"]) if installed["minutes"] else "at times of your own"
-    tell(f"{installed['by']} timer {installed['name']}, {rhythm}: {place}")
+    how_often = rhythm(installed["minutes"]) if installed["minutes"] else "at times of your own"
+    tell(f"{installed['by']} timer {installed['name']}, {how_often}: {place}")
     if not installed["active"]:
         tell("!   it is not active")
     elif timed and not installed["current"]:
-        tell(f"!   it is not what these pipelines need now ({_rhythm(timer.minutes)}, {timer.command[0]})")
+        tell(f"!   it is not what these pipelines need now ({rhythm(timer.minutes)}, {timer.command[0]})")
 
 
 def _record(standing: Standing, now: datetime) -> dict[str, Any]:

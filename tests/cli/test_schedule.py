@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -274,3 +275,16 @@ def test_systemd_finds_nothing_wrong_with_the_units(dw, shop, stubs, tmp_path):
         env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(tmp_path)},
     )
     assert [line for line in done.stderr.splitlines() if "dw-shop-" in line] == []
+
+
+def test_doctor_says_whether_a_timer_runs_what_has_a_time(dw, shop, stubs):
+    def said():
+        checks = json.loads(dw("doctor", "--no-sources", "--json", cwd=shop).stdout)["checks"]
+        return [(c["state"], c["fix"]) for c in checks if c["layer"] == "schedule"]
+
+    assert said() == [("warn", "dw schedule on")]
+    dw("schedule", "on", "--yes", cwd=shop)
+    assert said() == [("ok", "")]
+    for path in (shop / "sources").glob("*.yaml"):
+        path.write_text(re.sub(r", every: \w+", "", path.read_text("utf-8")), "utf-8")
+    assert said() == [("warn", "dw schedule off")]
