@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dwcli.project import Project
 
 PASSWORD_VARIABLE = "WAREHOUSE_PASSWORD"
-FIRST_PORT = 5433
 KEEP = (("30d", "30 days"), ("90d", "90 days"), ("", "for ever"))
 
 
@@ -187,27 +186,17 @@ def _check_url(typed: str) -> str:
     return "" if re.match(r"postgres(ql)?://.+", typed) else "postgresql://user:password@host:5432/database"
 
 
-def _ask_port() -> int:
-    port = free_port(FIRST_PORT)
+def _ask_port() -> int | None:
+    """The port that was typed; None for the offered one: whichever is free when the server starts."""
+    from dwcli.warehouse.embedded import FIRST_PORT, free_port
+
+    offered = str(free_port(FIRST_PORT))
 
     def check(typed: str) -> str:
         return "" if typed.isdigit() and 0 < int(typed) < 65536 else "a number from 1 to 65535"
 
-    return int(prompts.text("Port", str(port), check))
-
-
-def free_port(first: int) -> int:
-    """The first port from `first` on that nothing listens on here."""
-    import socket
-
-    for port in range(first, 65536):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    return first
+    typed = prompts.text("Port", offered, check)
+    return None if typed == offered else int(typed)
 
 
 # -- files --------------------------------------------------------------------------------------------

@@ -428,7 +428,7 @@ def _launch(cluster: Cluster, binaries: Binaries, port: int | None) -> Server:
         if port is not None and not _is_free(port):
             raise _port_taken(port)
         for _ in range(10):
-            chosen = port or _free_port(_remembered_port(cluster.home))
+            chosen = port or free_port(_remembered_port(cluster.home))
             if _try_start(cluster, binaries, chosen, alive):
                 break
             another_was_first = os.strerror(errno.EADDRINUSE) in _log_tail(cluster)
@@ -484,7 +484,8 @@ def _remembered_port(home: Path) -> int:
         return FIRST_PORT
 
 
-def _free_port(first: int) -> int:
+def free_port(first: int) -> int:
+    """The first port from `first` on that nothing listens on here. Raises WarehouseError."""
     for port in range(first, min(first + 200, 65536)):
         if _is_free(port):
             return port

@@ -195,7 +195,7 @@ def test_a_killed_terminal_run_gives_the_cursor_back_and_its_result(
         child.kill(stop)
         child.expect(pexpect.EOF)
     child.wait()
-    assert child.exitstatus == code
+    assert child.exitstatus == code, child.before
     assert "was rolled back" in child.before
     assert child.before.rfind("\x1b[?25h") > child.before.rfind("\x1b[?25l")
     result = json.loads((shop / "out.json").read_text("utf-8"))
