@@ -16,5 +16,5 @@ def confirmed(question: str, command: str) -> bool:
         return True
     if not can_ask():
         raise AnswerMissing(f"can't ask: {question} (no terminal, or --no-input)", hint=f"{command} --yes")
-    with prompts.on_stderr():
+    with prompts.asking("Nothing was changed."):
         return prompts.confirm(question, default=False)

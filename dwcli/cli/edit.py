@@ -96,7 +96,7 @@ def edit(
             why="no flag says what to change",
             hint=_example(subject),
         )
-    with prompts.on_stderr():
+    with prompts.asking("Nothing more was changed."):
         _ask(subject, no_test, dry_run)
 
 

@@ -79,12 +79,8 @@ def init(
     if (root / "dw.yaml").is_file():
         _complete(root, folder)
         return
-    try:
-        with prompts.on_stderr():
-            answers = _collect(root, folder, given)
-    except KeyboardInterrupt:
-        say("\nStopped. Nothing was written.")
-        raise
+    with prompts.asking("Nothing was written."):
+        answers = _collect(root, folder, given)
     _make(root, folder, answers)
 
 

@@ -25,6 +25,19 @@ def plain() -> bool:
 
 
 @contextmanager
+def asking(left: str) -> Iterator[None]:
+    """Questions that Ctrl-C ends with a word on what was left as it is."""
+    from dwcli.cli._say import say
+
+    try:
+        with on_stderr():
+            yield
+    except KeyboardInterrupt:
+        say(f"\nStopped. {left}")
+        raise
+
+
+@contextmanager
 def on_stderr() -> Iterator[None]:
     """All questions inside are written to stderr.
 
