@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,8 @@ class Client:
 
     config: Config
     mongo: Any
+    #: collection → bytes of one document on average, as it was last told
+    averages: dict[str, int] = field(default_factory=dict)
 
     @property
     def database(self) -> Any:
@@ -321,7 +323,7 @@ def _collections(client: Client) -> dict[str, str]:
 
 def _resource(client: Client, name: str, kind: str) -> Resource:
     columns, ids = _sampled(client, _Source(name, {}))
-    rows, size, _ = _statistics(client, name) if kind == "table" else (None, None, 0)
+    rows, size = _statistics(client, name) if kind == "table" else (None, None)
     indexed = _leading_fields(client, name) if kind == "table" else frozenset[str]()
     key = ("_id",) if kind == "table" or any(c.name == "_id" for c in columns) else ()
     candidates = list(cursor_candidates(columns, (), indexed))
@@ -349,21 +351,17 @@ def _sampled(client: Client, source: _Source) -> tuple[tuple[Column, ...], set[s
     return tuple(Column(name, types.get(name, "text"), name != "_id") for name in names), ids
 
 
-def _statistics(client: Client, name: str) -> tuple[int | None, int | None, int]:
-    """Documents, bytes, and bytes of one document on average, where the server tells them."""
+def _statistics(client: Client, name: str) -> tuple[int | None, int | None]:
+    """Documents and bytes, where the server tells them."""
     import pymongo
 
     try:
         found = client.database.command("collStats", name)
     except pymongo.errors.OperationFailure:
-        return None, None, 0
+        return None, None
     rows, size = found.get("count"), found.get("size")
-    average = found.get("avgObjSize") or (size / rows if size and rows else 0)
-    return (
-        int(rows) if rows is not None else None,
-        int(size) if size is not None else None,
-        int(average),
-    )
+    client.averages[name] = int(found.get("avgObjSize") or (size / rows if size and rows else 0))
+    return int(rows) if rows is not None else None, int(size) if size is not None else None
 
 
 def _leading_fields(client: Client, name: str) -> frozenset[str]:
@@ -418,7 +416,9 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
     with _errors(client, query):
         source = _source(client, query)
         within, asked = _within(client, source, cursor)
-        average = _statistics(client, source.name)[2]
+        if source.name not in client.averages:
+            _statistics(client, source.name)
+        average = client.averages.get(source.name, 0)
         count = max(1, min(config.batch_bytes // average, 100_000)) if average else FIRST_REPLY
         replies = _found(client, source, within, _projection(only), count)
         documents: Iterable[Sequence[Mapping[str, Any]]] = _decoded(replies, config, changed)
