@@ -417,18 +417,29 @@ def _next_of_group(reading: _Reading, wanted: int) -> list[Message] | None:
 
 
 def _message(entry: tuple[bytes, dict[bytes, bytes]]) -> Message:
-    id, fields = entry
-    milliseconds, _ = _place(id)
+    id, fields = entry[0].decode(), entry[1]
+    try:
+        texts = {name.decode(): value.decode() for name, value in fields.items()}
+        binary: list[str] = []
+    except UnicodeDecodeError:
+        texts, binary = _with_base64(fields)
+    told = {"base64": binary} if binary else {}
+    milliseconds = int(id.partition("-")[0])
+    return Message(_json(texts), (id,), event_time=milliseconds * 1000, metadata=told)
+
+
+def _with_base64(fields: dict[bytes, bytes]) -> tuple[dict[str, str], list[str]]:
+    """The fields as texts, and the names of those that are no UTF-8."""
     texts: dict[str, str] = {}
-    binary: dict[str, str] = {}
+    binary: list[str] = []
     for name, value in fields.items():
         key = _text(name)
         try:
             texts[key] = value.decode()
         except UnicodeDecodeError:
-            binary[key] = texts[key] = base64.b64encode(value).decode()
-    told = {"base64": list(binary)} if binary else {}
-    return Message(_json(texts), (_text(id),), event_time=milliseconds * 1000, metadata=told)
+            texts[key] = base64.b64encode(value).decode()
+            binary.append(key)
+    return texts, binary
 
 
 def _json(fields: dict[str, str]) -> bytes:
