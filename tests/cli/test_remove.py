@@ -161,7 +161,10 @@ def test_a_name_that_is_not_there_is_told_with_the_nearest(dw, shop):
 
 def test_no_at_the_question_and_ctrl_c_change_nothing(terminal, shop):
     before = (shop / "sources" / "shop.yaml").read_text()
-    for keys, code, said in (("\r", 0, "Nothing was changed."), ("\x03", 130, "Stopped. Nothing was changed.")):
+    for keys, code, said in (
+        ("\r", 0, "Nothing was changed."),
+        ("\x03", 130, "Stopped. Nothing was changed."),
+    ):
         child = terminal("remove", "orders")
         child.expect_exact("Remove the pipeline shop.orders?")
         child.send(keys)
