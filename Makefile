@@ -18,7 +18,7 @@ ROUNDS ?= 3
 FAMILY_ROWS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test faults servers check format bench bench-families docs docs-serve docs-generate lock clean \
+.PHONY: help setup demo demo-clean test faults servers check format bench bench-families bench-merge docs docs-serve docs-generate lock clean \
 	infra-up infra-down infra-status make-tests-staging make-tests-pipeline make-tests-all \
 	run-pipeline test-dw
 
@@ -70,6 +70,9 @@ format: $(READY)  ## format and mend what can be mended
 
 bench: $(READY) .venv-bench/.ready  ## measure dw beside other tools (ROWS=5000000 for the full size)
 	$(BIN)/python -m benchmarks --rows $(ROWS) --rounds $(ROUNDS)
+
+bench-merge: $(READY)  ## measure a merge of changed rows beside SQL by hand, and dw verify
+	$(BIN)/python -m benchmarks.merging --rows $(ROWS) --rounds $(ROUNDS)
 
 bench-families: $(READY) servers  ## measure dw beside a plain script, one job per family of sources
 	$(BIN)/python -m benchmarks.families --rows $(FAMILY_ROWS) --rounds $(ROUNDS)
