@@ -25,8 +25,8 @@ from benchmarks.measure import Cost, run
 SCRIPT = Path(__file__).parent / "peers" / "merge_by_hand.sh"
 #: One row in so many changes each round.
 PART = 100
-#: When the rows of a round are changed, in the source's own time.
-CHANGED = "timestamptz '2026-01-01 00:00:00+00' + interval '1 day' * {round}"
+#: When the rows of a round are changed, in the source's own time: one after the other, on a day of its own.
+CHANGED = "timestamptz '2026-01-01 00:00:00+00' + interval '1 day' * {round} + interval '1 ms' * id"
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
         settle(target)
         costs["dw"].append(run([*dw, "run", "orders", "--json"], environment, folder, folder / "dw.log"))
         settle(target)
-        since = {"SINCE": f"2026-01-{number:02} 00:00:01+00"}
+        since = {"SINCE": f"2026-01-{number:02} 23:59:59+00"}
         costs["sql"].append(run(["bash", SCRIPT], environment | since, folder, folder / "sql.log"))
         print(
             f"round {number}: dw {costs['dw'][-1].wall:.2f} s, sql {costs['sql'][-1].wall:.2f} s", flush=True
