@@ -48,7 +48,7 @@ def source_row(
 
 PROTOCOL_COLUMNS = (
     Column("PROTOCOL"),
-    Column("TITLE", optional=2),
+    Column("TITLE", optional=2, folds=True),
     Column("ALIASES", optional=5, folds=True),
     Column("DRIVER", folds=True),
     Column("NEW ROWS BY", optional=1, folds=True),
@@ -80,16 +80,17 @@ def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], scre
     from rich.console import Group
     from rich.text import Text
 
-    from dwcli.render.tables import marked
+    from dwcli.render.tables import broken, marked
     from dwcli.render.words import duration
 
-    parts: list[RenderableType] = [Text.assemble((escape(name), "bold"), f"  {escape(about)}")]
+    head = Text.assemble((escape(name), "bold"), f"  {escape(about)}", overflow="fold")
+    parts: list[RenderableType] = [broken(head, screen)]
     for check in checks:
         took = f"   {duration(check['milliseconds'] / 1000)}" if check["milliseconds"] >= 0.5 else ""
         body = Text(f"{escape(check['detail'])}{took}")
         if check.get("hint"):
             body.append(f"\nfix: {escape(check['hint'])}", style="bold")
-        parts.append(marked(_mark(check["ok"]), body, 8))
+        parts.append(marked(_mark(check["ok"]), broken(body, screen - 8), 8))
     return Group(*parts)
 
 
