@@ -34,6 +34,8 @@ WHOLE, FLOATS = frozenset((20, 21, 23, 26)), frozenset((700, 701))
 NUMBERS = WHOLE | FLOATS | {NUMERIC}
 #: Cells of a UUID.
 LONGEST_WHOLE = 36
+#: Values are not folded below this: a short word per line is hard to read.
+NARROW_VALUES = 16
 JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 MOMENT = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?)(\+00)?")
 
@@ -221,7 +223,7 @@ def result_table(columns: Sequence[ResultColumn], rows: Iterable[Row], screen: i
 def whole_words(values: Iterable[str | None]) -> int:
     """Cells that a column of values keeps, so that no word in it is broken that is as short as a UUID."""
     found = (longest_word(value) for value in values if value is not None)
-    return max((cells for cells in found if cells <= LONGEST_WHOLE), default=0)
+    return max([NARROW_VALUES, *(cells for cells in found if cells <= LONGEST_WHOLE)])
 
 
 def excerpt(sql: str, position: int, room: int = 60) -> str:

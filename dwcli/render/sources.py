@@ -13,6 +13,8 @@ from dwcli.render.words import ago, escape
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+#: Cells before what a check says; its mark stands in them.
+MARGIN = 8
 SOURCE_COLUMNS = (
     Column("SOURCE"),
     Column("PROTOCOL", optional=5),
@@ -81,16 +83,19 @@ def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], scre
     from rich.text import Text
 
     from dwcli.render.tables import broken, marked
-    from dwcli.render.words import duration
+    from dwcli.render.words import duration, width
 
+    room = screen - MARGIN
     head = Text.assemble((escape(name), "bold"), f"  {escape(about)}", overflow="fold")
     parts: list[RenderableType] = [broken(head, screen)]
     for check in checks:
         took = f"   {duration(check['milliseconds'] / 1000)}" if check["milliseconds"] >= 0.5 else ""
-        body = Text(f"{escape(check['detail'])}{took}")
+        body = Text(escape(check["detail"]))
+        alone = width(body.plain + took) > room
+        body.append(f"\n{took.strip()}" if took and alone else took)
         if check.get("hint"):
             body.append(f"\nfix: {escape(check['hint'])}", style="bold")
-        parts.append(marked(_mark(check["ok"]), broken(body, screen - 8), 8))
+        parts.append(marked(_mark(check["ok"]), body, MARGIN))
     return Group(*parts)
 
 

@@ -38,7 +38,7 @@ class Column:
     optional: int = 0
     #: long text that may be broken into several lines
     folds: bool = False
-    #: cells that a column keeps where it is folded, so that what must not be broken is whole
+    #: cells that a column keeps where it is folded, instead of NARROWEST
     least: int = 0
 
 
@@ -76,14 +76,16 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], screen: int)
 
     A rich `Text` in a row is taken as it is.
     """
-    cells = [[cell(value) for value in row] for row in rows]
+    listed = [list(row) for row in rows]
+    cells = [[cell(value) for value in row] for row in listed]
     widths = [
         max([width(column.name), *(width(row[index].plain) for row in cells)])
         for index, column in enumerate(columns)
     ]
     kept = that_fit(columns, widths, screen)
     if kept is None:
-        return _stacked(columns, cells, screen)
+        known = [[value is not None for value in row] for row in listed]
+        return _stacked(columns, cells, known, screen)
     return _side_by_side(columns, cells, _folded(columns, widths, kept, screen))
 
 
@@ -93,7 +95,7 @@ def _total(widths: Iterable[int]) -> int:
 
 
 def _least(column: Column, natural: int) -> int:
-    return min(natural, max(NARROWEST, column.least, width(column.name))) if column.folds else natural
+    return min(natural, max(column.least or NARROWEST, width(column.name))) if column.folds else natural
 
 
 def that_fit(columns: Sequence[Column], widths: Sequence[int], screen: int) -> list[int] | None:
@@ -141,7 +143,13 @@ def _side_by_side(
     return grid
 
 
-def _stacked(columns: Sequence[Column], cells: Sequence[Sequence[Text]], screen: int) -> RenderableType:
+def _stacked(
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[Text]],
+    known: Sequence[Sequence[bool]],
+    screen: int,
+) -> RenderableType:
+    """One line per field; what may be left out and has no value is left out."""
     from rich.console import Group
     from rich.text import Text
 
@@ -152,8 +160,8 @@ def _stacked(columns: Sequence[Column], cells: Sequence[Sequence[Text]], screen:
             blocks.append(Text(""))
         blocks += [
             _labelled(Text(escape(column.name), style="bold"), value, margin, screen)
-            for column, value in zip(columns, row, strict=True)
-            if value.plain
+            for column, value, there in zip(columns, row, known[number], strict=True)
+            if value.plain and (there or not column.optional)
         ]
     return Group(*blocks)
 
@@ -193,7 +201,7 @@ def longest_word(text: str) -> int:
 def broken(body: Text, room: int) -> Text:
     """A text that is too wide for a screen, broken where it has a bar or gaps of two blanks or more.
 
-    Numbers stay with what they count: `1,204,551 read`.
+    Numbers stay with what they count: `1,204,551 read`. A path that is too long is broken after a slash.
     """
     from rich.text import Text
 
@@ -202,14 +210,21 @@ def broken(body: Text, room: int) -> Text:
     lines: list[Text] = []
     for line in body.split("\n"):
         start = reach = 0
-        for gap in [*re.finditer(r" {2,}| \| ", line.plain), None]:
-            end = gap.start() if gap else len(line.plain)
+        for end, after in [*_gaps(line.plain, room), (len(line.plain), len(line.plain))]:
             if width(line.plain[start:end]) > room and reach > start:
                 lines.append(line[start : len(line.plain[:reach].rstrip(" |"))])
                 start = reach
-            reach = gap.end() if gap else end
+            reach = after
         lines.append(line[start:])
     return Text("\n").join(lines)
+
+
+def _gaps(line: str, room: int) -> list[tuple[int, int]]:
+    """Where a line may be broken: from where to where nothing is lost with the break."""
+    found = [gap.span() for gap in re.finditer(r" {2,}| \| ", line)]
+    long = (word for word in re.finditer(r"\S+", line) if width(word[0]) > room)
+    slashes = (word.start() + slash.end() for word in long for slash in re.finditer("(?<=.)/", word[0]))
+    return sorted([*found, *((slash, slash) for slash in slashes)])
 
 
 def marked(mark: Text, body: Text, margin: int) -> RenderableType:

@@ -81,7 +81,7 @@ def _stream(columns: int, encoding: str, piped: bool) -> Iterator[tuple[io.TextI
     found = bytearray()
     end = threading.Thread(target=_read, args=(reader, found))
     end.start()
-    stream = open(writer, "w", encoding=encoding, newline="")
+    stream = os.fdopen(writer, "w", encoding=encoding, newline="")
     try:
         yield stream, found
     finally:
