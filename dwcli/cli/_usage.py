@@ -28,12 +28,19 @@ def prepare(group: TyperGroup) -> None:
     commands: list[Any] = [group, *group.commands.values()]
     for command in commands:
         context = above if command is group else Context(command, parent=above)
+        if command.help:
+            command.help = _paragraphs(command.help)
         for parameter in command.get_params(context):
             # a flag that takes no value, and a word whose name says what it is
             if getattr(parameter, "is_flag", False) or parameter.param_type_name == "argument":
                 parameter.display_type_rich = _no_type
         if narrow:
             command.format_help = partial(write_narrow, command)
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring without the line breaks of its source, which would be those of every screen."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _no_type(ctx: Any) -> None:
@@ -54,9 +61,9 @@ def write_narrow(command: TyperCommand | TyperGroup, ctx: Any, formatter: Any) -
 def narrow_lines(command: TyperCommand | TyperGroup, ctx: Any, columns: int) -> Iterator[str]:
     """The lines of that help. No word is broken that fits the screen."""
     yield from _folded(command.get_usage(ctx), columns, 0)
-    if command.help:
+    for paragraph in (command.help or "").split("\n\n"):
         yield ""
-        yield from _folded(command.help, columns, 0)
+        yield from _folded(paragraph, columns, 0)
     panels: dict[str, list[tuple[str, str]]] = {}
     for name, other in getattr(command, "commands", {}).items():
         if not other.hidden:
