@@ -432,10 +432,16 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
             sequence = CommentedSeq([flow(item) for item in value])
             sequence.fa.set_flow_style()
             return sequence
-        return value
+        return as_typed(value)
 
     yaml = YAML()
     yaml.width = 100
     out = StringIO()
     yaml.dump(flow(values), out)
     return out.getvalue()
+
+
+def as_typed(value: Any) -> Any:
+    """A whole number as a person writes it: `30`, also where a setting takes fractions."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if whole else value

@@ -42,6 +42,16 @@ def tell(text: RenderableType) -> None:
         say(text)
 
 
+def tell_broken(text: str) -> None:
+    """`tell` for a line of several parts with gaps between them: on a narrow screen, whole parts a line."""
+    from rich.text import Text
+
+    from dwcli.render.console import stderr
+    from dwcli.render.tables import broken
+
+    tell(broken(Text(text), stderr().width) if sys.stderr.isatty() else text)
+
+
 def tell_next(command: str) -> None:
     """The one line that every command may end with: what to do next."""
     if command:

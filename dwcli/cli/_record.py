@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_last(project: Project) -> dict[str, dict[str, Any]]:
-    """Full name → {status, finished_at, rows_loaded, rows_read, error}; empty where nothing was written."""
+    """Full name → {status, finished_at, rows_loaded, rows_read, error, error_code}; empty without one."""
     try:
         found = json.loads((project.private / "last.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -35,6 +35,7 @@ def write_last(project: Project, results: Iterable[Mapping[str, Any]]) -> None:
             "rows_loaded": result.get("rows_loaded"),
             "rows_read": _rows_read(known.get(str(result["pipeline_name"]), {}), result),
             "error": error.get("message"),
+            "error_code": error.get("code"),
         }
     project.private.mkdir(mode=0o700, exist_ok=True)
     write_private(project.private / "last.json", json.dumps(known, indent=1, ensure_ascii=False) + "\n")
@@ -70,6 +71,7 @@ def last_runs_here(project: Project) -> dict[str, list[dict[str, Any]]]:
                 "started_at": _moment(entry.get("started_at")),
                 "finished_at": datetime.fromisoformat(entry["finished_at"]),
                 "error_message": entry.get("error"),
+                "error_code": entry.get("error_code"),
             }
         ]
         for name, entry in read_last(project).items()

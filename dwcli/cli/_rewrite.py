@@ -246,6 +246,9 @@ def _is_json(text: str) -> bool:
 
 def _inline(value: Any, strict: bool, flow: bool) -> str:
     """A value as it stands behind its key, on one line. strict: as JSON. flow: between braces."""
+    from dwcli.project import as_typed
+
+    value = as_typed(value)
     if strict:
         return json.dumps(value, ensure_ascii=False)
     found = re.fullmatch(r"v: (.*)\n", _dumped(value, False))

@@ -23,6 +23,7 @@ from dwcli.errors import DwError, UsageError
 
 if TYPE_CHECKING:
     import typer
+    from typer.core import TyperGroup
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,20 @@ def build_app(argv: list[str], wanted: str | None) -> typer.Typer:
                 _nothing
             )
     return app
+
+
+def program(argv: list[str]) -> TyperGroup:
+    """What a command line is parsed by. argv: its words, the command first."""
+    from typing import cast
+
+    from typer.main import get_command
+
+    from dwcli.cli._usage import prepare
+
+    # an app with several commands is a group
+    made = cast("TyperGroup", get_command(build_app(argv, argv[0])))
+    prepare(made)
+    return made
 
 
 def is_there(command: Command) -> bool:
@@ -223,6 +238,7 @@ def main(argv: list[str]) -> int:
     _settings.use(given)
     if given.no_color:
         os.environ["NO_COLOR"] = "1"
+    _fit_streams()
     try:
         return _run(rest)
     except DwError as error:
@@ -236,6 +252,14 @@ def main(argv: list[str]) -> int:
         return _fail_unexpectedly(error)
 
 
+def _fit_streams() -> None:
+    from dwcli.render.console import fit, fit_dumb_terminal
+
+    fit(sys.stdout)
+    fit(sys.stderr)
+    fit_dumb_terminal()
+
+
 def _run(argv: list[str]) -> int:
     if any(word in ("-V", "--version") for word in _before_dashes(argv)):
         return _show_version()
@@ -246,11 +270,9 @@ def _run(argv: list[str]) -> int:
         return 0
     argv = [ALIASES.get(argv[0], argv[0]), *argv[1:]]
     from typer.exceptions import Abort, TyperException
-    from typer.main import get_command
 
-    command = get_command(build_app(argv, argv[0]))
     try:
-        code = command.main(argv, prog_name="dw", standalone_mode=False)
+        code = program(argv).main(argv, prog_name="dw", standalone_mode=False)
         sys.stdout.flush()
     except TyperException as error:
         raise _usage_error(error, argv) from None

@@ -52,12 +52,10 @@ def _unknown(topic: str) -> NameUnknown:
 
 def _show_help(words: list[str]) -> None:
     """What `dw WORDS --help` shows."""
-    from typer.main import get_command
-
-    from dwcli.cli.app import build_app
+    from dwcli.cli.app import program
 
     line = [*words, "--help"]
-    get_command(build_app(line, line[0])).main(line, prog_name="dw", standalone_mode=False)
+    program(line).main(line, prog_name="dw", standalone_mode=False)
 
 
 def _explain(code: str) -> None:

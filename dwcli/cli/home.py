@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class Line:
     finished_at: str | None
     rows: int | None
     error: str
+    #: what to type about a failure
+    fix: str = ""
 
 
 def home() -> None:
@@ -72,6 +74,7 @@ def _lines(root: str) -> list[Line]:
                     run.get("finished_at"),
                     run.get("rows_loaded"),
                     str(_error_text(run.get("error"))),
+                    _fix(source, run),
                 )
             )
     return lines
@@ -85,6 +88,14 @@ def _last_runs(root: str) -> dict[str, dict[str, Any]]:
     if not isinstance(kept, dict):
         return {}
     return {str(name): run for name, run in kept.items() if isinstance(run, dict)}
+
+
+def _fix(source: str, run: dict[str, Any]) -> str:
+    """As `dw status` says it: a connection is tested, all else is told by the audit log."""
+    code, run_id = str(run.get("error_code") or ""), str(run.get("run_id") or "")
+    if not code or not run_id or code.startswith("DW-CONN"):
+        return f"dw test-connection {source}"
+    return f"dw audit {run_id[:8]}"
 
 
 def _error_text(error: object) -> str:
@@ -107,12 +118,27 @@ def _screen(name: str, root: str, lines: list[Line], now: datetime) -> str:
     if failed:
         parts.append(f"{len(failed)} need{'s' if len(failed) == 1 else ''} attention")
     width = max((len(line.name) for line in lines), default=0)
-    body = [f"  {line.name:<{width}}  {_state_text(line, now)}" for line in lines]
+    body = [row for line in lines for row in _rows(f"  {line.name:<{width}}  ", line, now)]
     return "\n".join(["  ".join(parts), *body, "", f"Next: {_next_step(sources, failed, new)}", ""])
 
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _rows(head: str, line: Line, now: datetime) -> list[str]:
+    """The line of a pipeline; on a screen that it does not fit, without rows, and its error below."""
+    import shutil
+    import sys
+    import textwrap
+
+    row = head + _state_text(line, now)
+    columns = shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or len(row) <= columns:
+        return [row]
+    margin = " " * 6
+    error = textwrap.wrap(line.error, max(20, columns), initial_indent=margin, subsequent_indent=margin)
+    return [head + _state_text(replace(line, error="", rows=None), now), *error]
 
 
 def _state_text(line: Line, now: datetime) -> str:
@@ -143,7 +169,7 @@ def _next_step(sources: int, failed: list[Line], new: list[Line]) -> str:
     if not sources:
         return "dw add-source"
     if failed:
-        return f"dw test-connection {failed[0].source}"
+        return failed[0].fix
     if new:
         return f"dw run {new[0].name}"
     return "dw status"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from dwcli.cli._output import show_rows, tell, tell_next
+from dwcli.cli._output import show_rows, tell_broken, tell_next
 from dwcli.cli.settings import settings
 from dwcli.errors import DwError, UsageError
 
@@ -65,7 +65,7 @@ def status(
         "pipelines": [record(standing, now) for standing in standings],
         "ok": not any(needs_attention(standing) for standing in standings),
     }
-    tell(header(project, found))
+    tell_broken(header(project, found))
     show_rows(STATUS_COLUMNS, (status_row(s, now, _ascii()) for s in standings), records)
     tell_next(found.hint if not found.up else next_step(standings) or ("" if standings else "dw add-source"))
     if check and not records["ok"]:
@@ -207,15 +207,16 @@ def _watch(project: Project) -> None:
 def screenful(project: Project, width: int) -> Group:
     """One frame of `dw status --watch`."""
     from rich.console import Group
+    from rich.text import Text
 
     from dwcli.render.runs import STATUS_COLUMNS, status_row
-    from dwcli.render.tables import table
+    from dwcli.render.tables import broken, table
 
     now = datetime.now(UTC)
     found, standings = look(project, now)
     rows = [status_row(standing, now, _ascii()) for standing in standings]
     return Group(
-        f"{header(project, found)}  {now.astimezone():%H:%M:%S}",
+        broken(Text(f"{header(project, found)}  {now.astimezone():%H:%M:%S}"), width),
         table(STATUS_COLUMNS, rows, width),
         "",
         "q quits",

@@ -97,11 +97,12 @@ def _bars(
     known = [value for value in values if value is not None]
     top = max(known, default=0)
     wide, gap = _bar_width(len(values), screen)
-    middle = f", median {words(median(known))}, last {words(known[-1])}" if len(known) > 1 else ""
-    title = Text(
-        f"{name}: at most {words(top)}{middle}" if known else f"{name}: no run went well", style="dim"
-    )
-    lines = [title]
+    said = f"{name}: at most {words(top)}" if known else f"{name}: no run went well"
+    if len(known) > 1:
+        said += f", median {words(median(known))},"
+        last = f"last {words(known[-1])}"
+        said += ("\n" if len(said) + 1 + len(last) > screen else " ") + last
+    lines = [Text(said, style="dim")]
     for line in range(HEIGHT, 0, -1):
         label = words(top) if line == HEIGHT and top else "0" if line == 1 else ""
         drawn = Text(f"{_short(label):>{LABELS - 2}} {'|' if ascii_only else '│'}", style="dim")

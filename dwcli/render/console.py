@@ -7,7 +7,9 @@ text where stdout is not a screen.
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime, time, timedelta
@@ -24,6 +26,64 @@ if TYPE_CHECKING:
 UNSEEN_WIDTH = 100
 
 
+#: Marks of dw's own texts, as a screen without them shows them.
+IN_ASCII = {"…": "...", "→": "->", "·": "-", "–": "-", "—": "-", "“": '"', "”": '"', "’": "'", "»": ">"}
+ENCODES_ALL = "dw.in_ascii"
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding does not have: dw's own marks in ASCII, else escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    there = error.object[error.start : error.end]
+    escaped = (IN_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in there)
+    return "".join(escaped), error.end
+
+
+codecs.register_error(ENCODES_ALL, _in_ascii)
+
+
+def fit(stream: IO[str]) -> None:
+    """Make a stream take any text. On a screen of a machine that is set to C, nothing but ASCII leaves it.
+
+    Python itself writes UTF-8 there, whatever the screen can show.
+    """
+    if not hasattr(stream, "reconfigure"):
+        return
+    if stream.isatty() and _is_set_to_c():
+        stream.reconfigure(encoding="ascii")
+    stream.reconfigure(errors=ENCODES_ALL)
+
+
+def _is_set_to_c() -> bool:
+    """Whether the locale is C by name. Where nothing is said, a screen is taken for one of today.
+
+    Python may have changed LC_CTYPE to C.UTF-8 before we look; LANG then still says C.
+    """
+    overall, characters = os.environ.get("LC_ALL"), os.environ.get("LC_CTYPE")
+    if not overall and characters == "C.UTF-8":
+        characters = None
+    return (overall or characters or os.environ.get("LANG")) in ("C", "POSIX")
+
+
+def fit_dumb_terminal() -> None:
+    """Rich takes a dumb terminal for one of 80 columns, unless the environment says both of its sizes."""
+    if os.environ.get("TERM", "").lower() not in ("dumb", "unknown"):
+        return
+    size = next(filter(None, map(_size_of, (1, 2, 0))), os.terminal_size((80, 24)))
+    for name, cells in (("COLUMNS", size.columns), ("LINES", size.lines)):
+        if not os.environ.get(name, "").isdigit():
+            os.environ[name] = str(cells)
+
+
+def _size_of(descriptor: int) -> os.terminal_size | None:
+    try:
+        size = os.get_terminal_size(descriptor)
+    except OSError:
+        return None
+    return size if size.columns and size.lines else None
+
+
 def console(stream: IO[str], width: int | None = None) -> Console:
     """A console on a stream. Text on it is never markup, and never coloured by guessing.
 
@@ -31,8 +91,7 @@ def console(stream: IO[str], width: int | None = None) -> Console:
     """
     from rich.console import Console
 
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")
+    fit(stream)
     seen = stream.isatty()
     return Console(
         file=stream,
@@ -81,8 +140,9 @@ def say(text: RenderableType) -> None:
 def print_rows(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
     """Rows on stdout: a table that fits the screen, or TSV with a header where there is no screen."""
     if sys.stdout.isatty():
-        out = stdout()
-        out.print(table(columns, rows, out.width))
+        out, listed = stdout(), list(rows)
+        if listed:  # a head without rows says nothing; the command says that there are none
+            out.print(table(columns, listed, out.width))
     else:
         write_text(tsv(columns, rows))
     sys.stdout.flush()

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dwcli.render.runs import failure_lines, what_was_loaded
-from dwcli.render.tables import Column, marked
+from dwcli.render.tables import Column, broken, marked
 from dwcli.render.words import count, escape_lines, size
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def log_line(entry: Mapping[str, Any], screen: int, tracebacks: bool = False) ->
     if wide and when is not None:
         clock += f".{when.microsecond // 1000:03}"
     mark = Text.assemble((f"{clock:<{12 if wide else 8}} ", "dim"), (f"{word} ", STYLES.get(level, "")))
-    return marked(mark, Text(escape_lines(log_words(entry, tracebacks))), mark.cell_len)
+    said = Text(escape_lines(log_words(entry, tracebacks)))
+    return marked(mark, broken(said, screen - mark.cell_len), mark.cell_len)
 
 
 def log_row(entry: Mapping[str, Any]) -> list[Any]:

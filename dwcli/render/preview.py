@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from dwcli.render import console
-from dwcli.render.results import ResultColumn, json_lines
+from dwcli.render.results import ResultColumn, json_lines, whole_words
 from dwcli.render.tables import Column, table, tsv
 
 if TYPE_CHECKING:
@@ -62,13 +62,19 @@ def preview_table(
     """The table: names, types, values."""
     from rich.text import Text
 
+    listed = [list(row) for row in rows]
     columns = [
-        Column(name, right=kind.startswith(NUMBERS), folds=not kind.startswith(NUMBERS))
-        for name, kind in types.items()
+        Column(
+            name,
+            right=kind.startswith(NUMBERS),
+            folds=not kind.startswith(NUMBERS),
+            least=whole_words(row[place] for row in listed),
+        )
+        for place, (name, kind) in enumerate(types.items())
     ]
     null = Text("NULL", style="dim")
     head = [Text(shown_type(kind), style="dim italic") for kind in types.values()]
-    return table(columns, [head, *([null if v is None else v for v in row] for row in rows)], screen)
+    return table(columns, [head, *([null if v is None else v for v in row] for row in listed)], screen)
 
 
 def shown_type(kind: str) -> str:

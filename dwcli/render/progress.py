@@ -35,8 +35,8 @@ from dwcli.events import (
     StageStarted,
 )
 from dwcli.render.console import console
-from dwcli.render.runs import MARK_WIDTH, STAGES, Line, broken, plain_line, rate, remark, summary
-from dwcli.render.tables import marked
+from dwcli.render.runs import MARK_WIDTH, STAGES, Line, plain_line, rate, remark, summary
+from dwcli.render.tables import broken, marked
 from dwcli.render.words import clock, compact, escape, size, width
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from dwcli.errors import WarehouseError
-from dwcli.render.tables import Column, table, tsv_line
+from dwcli.render.tables import Column, longest_word, table, tsv_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,10 @@ Row = Sequence[str | None]
 BOOL, BYTEA, JSON, JSONB, DATE, TIMESTAMP, TIMESTAMPTZ, NUMERIC = 16, 17, 114, 3802, 1082, 1114, 1184, 1700
 WHOLE, FLOATS = frozenset((20, 21, 23, 26)), frozenset((700, 701))
 NUMBERS = WHOLE | FLOATS | {NUMERIC}
+#: Cells of a UUID.
+LONGEST_WHOLE = 36
+#: Values are not folded below this: a short word per line is hard to read.
+NARROW_VALUES = 16
 JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 MOMENT = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?)(\+00)?")
 
@@ -200,12 +204,26 @@ def result_table(columns: Sequence[ResultColumn], rows: Iterable[Row], screen: i
     """The answer as a table; NULL is dim, so that it is not read as the text NULL."""
     from rich.text import Text
 
-    null = Text("NULL", style="dim")
+    null, listed = Text("NULL", style="dim"), list(rows)
     return table(
-        [Column(c.name, right=c.oid in NUMBERS, folds=c.oid not in NUMBERS) for c in columns],
-        ([null if value is None else value for value in row] for row in rows),
+        [
+            Column(
+                column.name,
+                right=column.oid in NUMBERS,
+                folds=column.oid not in NUMBERS,
+                least=whole_words(row[place] for row in listed),
+            )
+            for place, column in enumerate(columns)
+        ],
+        ([null if value is None else value for value in row] for row in listed),
         screen,
     )
+
+
+def whole_words(values: Iterable[str | None]) -> int:
+    """Cells that a column of values keeps, so that no word in it is broken that is as short as a UUID."""
+    found = (longest_word(value) for value in values if value is not None)
+    return max([NARROW_VALUES, *(cells for cells in found if cells <= LONGEST_WHOLE)])
 
 
 def excerpt(sql: str, position: int, room: int = 60) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +19,6 @@ from dwcli.render.words import (
     local_time,
     size,
     sparkline,
-    width,
 )
 
 if TYPE_CHECKING:
@@ -67,28 +65,6 @@ def plain_line(mark: Text, body: Text) -> str:
     """A line for a log: not folded, the mark in its column."""
     indented = body.plain.replace("\n", "\n" + " " * MARK_WIDTH)
     return f"{mark.plain:<{MARK_WIDTH}}{indented}" if mark.plain else indented
-
-
-def broken(body: Text, room: int) -> Text:
-    """A text that is too wide for a screen, broken where it has gaps of two blanks or more.
-
-    Numbers stay with what they count: `1,204,551 read`.
-    """
-    from rich.text import Text
-
-    if all(width(line) <= room for line in body.plain.split("\n")):
-        return body
-    lines: list[Text] = []
-    for line in body.split("\n"):
-        start = reach = 0
-        for gap in [*re.finditer(r" {2,}", line.plain), None]:
-            end = gap.start() if gap else len(line.plain)
-            if width(line.plain[start:end]) > room and reach > start:
-                lines.append(line[start : len(line.plain[:reach].rstrip())])
-                start = reach
-            reach = gap.end() if gap else end
-        lines.append(line[start:])
-    return Text("\n").join(lines)
 
 
 def remark(name: str, text: str) -> Line:

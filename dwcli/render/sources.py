@@ -13,6 +13,8 @@ from dwcli.render.words import ago, escape
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+#: Cells before what a check says; its mark stands in them.
+MARGIN = 8
 SOURCE_COLUMNS = (
     Column("SOURCE"),
     Column("PROTOCOL", optional=5),
@@ -48,7 +50,7 @@ def source_row(
 
 PROTOCOL_COLUMNS = (
     Column("PROTOCOL"),
-    Column("TITLE", optional=2),
+    Column("TITLE", optional=2, folds=True),
     Column("ALIASES", optional=5, folds=True),
     Column("DRIVER", folds=True),
     Column("NEW ROWS BY", optional=1, folds=True),
@@ -80,16 +82,20 @@ def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], scre
     from rich.console import Group
     from rich.text import Text
 
-    from dwcli.render.tables import marked
-    from dwcli.render.words import duration
+    from dwcli.render.tables import broken, marked
+    from dwcli.render.words import duration, width
 
-    parts: list[RenderableType] = [Text.assemble((escape(name), "bold"), f"  {escape(about)}")]
+    room = screen - MARGIN
+    head = Text.assemble((escape(name), "bold"), f"  {escape(about)}", overflow="fold")
+    parts: list[RenderableType] = [broken(head, screen)]
     for check in checks:
         took = f"   {duration(check['milliseconds'] / 1000)}" if check["milliseconds"] >= 0.5 else ""
-        body = Text(f"{escape(check['detail'])}{took}")
+        body = Text(escape(check["detail"]))
+        alone = width(body.plain + took) > room
+        body.append(f"\n{took.strip()}" if took and alone else took)
         if check.get("hint"):
             body.append(f"\nfix: {escape(check['hint'])}", style="bold")
-        parts.append(marked(_mark(check["ok"]), body, 8))
+        parts.append(marked(_mark(check["ok"]), body, MARGIN))
     return Group(*parts)
 
 

@@ -11,6 +11,7 @@ a pipe. Text from outside is never markup, and its control characters are escape
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,6 +38,8 @@ class Column:
     optional: int = 0
     #: long text that may be broken into several lines
     folds: bool = False
+    #: cells that a column keeps where it is folded, instead of NARROWEST
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,16 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], screen: int)
 
     A rich `Text` in a row is taken as it is.
     """
-    cells = [[cell(value) for value in row] for row in rows]
+    listed = [list(row) for row in rows]
+    cells = [[cell(value) for value in row] for row in listed]
     widths = [
         max([width(column.name), *(width(row[index].plain) for row in cells)])
         for index, column in enumerate(columns)
     ]
     kept = that_fit(columns, widths, screen)
     if kept is None:
-        return _stacked(columns, cells)
+        known = [[value is not None for value in row] for row in listed]
+        return _stacked(columns, cells, known, screen)
     return _side_by_side(columns, cells, _folded(columns, widths, kept, screen))
 
 
@@ -90,7 +95,7 @@ def _total(widths: Iterable[int]) -> int:
 
 
 def _least(column: Column, natural: int) -> int:
-    return min(natural, max(NARROWEST, width(column.name))) if column.folds else natural
+    return min(natural, max(column.least or NARROWEST, width(column.name))) if column.folds else natural
 
 
 def that_fit(columns: Sequence[Column], widths: Sequence[int], screen: int) -> list[int] | None:
@@ -107,12 +112,13 @@ def that_fit(columns: Sequence[Column], widths: Sequence[int], screen: int) -> l
 def _folded(
     columns: Sequence[Column], widths: Sequence[int], kept: Sequence[int], screen: int
 ) -> dict[int, int]:
-    """The width of each kept column: the widest folding ones give way until all fit."""
+    """The width of each kept column: the widest folding ones give way, cell by cell, until all fit."""
     chosen = {i: widths[i] for i in kept}
-    while (excess := _total(chosen.values()) - screen) > 0:
-        foldable = [i for i in kept if chosen[i] > _least(columns[i], widths[i])]
-        widest = max(foldable, key=lambda i: chosen[i])
-        chosen[widest] = max(_least(columns[widest], widths[widest]), chosen[widest] - excess)
+    least = {i: _least(columns[i], widths[i]) for i in kept}
+    # a value may be a book: none is wider than the screen once it is folded
+    chosen = {i: min(cells, max(screen, least[i])) for i, cells in chosen.items()}
+    for _ in range(_total(chosen.values()) - screen):
+        chosen[max((i for i in kept if chosen[i] > least[i]), key=lambda i: chosen[i])] -= 1
     return chosen
 
 
@@ -137,36 +143,88 @@ def _side_by_side(
     return grid
 
 
-def _stacked(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) -> RenderableType:
+def _stacked(
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[Text]],
+    known: Sequence[Sequence[bool]],
+    screen: int,
+) -> RenderableType:
+    """One line per field; what may be left out and has no value is left out."""
     from rich.console import Group
     from rich.text import Text
 
-    margin = max(width(column.name) for column in columns)
-    blocks: list[Text] = []
+    margin = max(width(escape(column.name)) for column in columns) + GAP
+    blocks: list[RenderableType] = []
     for number, row in enumerate(cells):
         if number:
             blocks.append(Text(""))
-        for column, value in zip(columns, row, strict=True):
-            if value.plain:
-                label = escape(column.name)
-                line = Text(label + " " * (margin - width(label) + GAP), style="bold")
-                blocks.append(Text.assemble(line, value, overflow="fold"))
+        blocks += [
+            _labelled(Text(escape(column.name), style="bold"), value, margin, screen)
+            for column, value, there in zip(columns, row, known[number], strict=True)
+            if value.plain and (there or not column.optional)
+        ]
     return Group(*blocks)
 
 
 def fields(pairs: Iterable[tuple[str, Any]], screen: int) -> RenderableType:
     """One thing in detail: a line per field that has a value, long values folded under themselves."""
-    from rich.table import Table
+    from rich.console import Group
     from rich.text import Text
 
     shown = [(name, value) for name, value in pairs if value not in (None, "", [], {})]
-    margin = max((width(name) for name, _ in shown), default=0)
-    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=False, show_edge=False)
-    grid.add_column(style="bold", width=margin, no_wrap=True)
-    grid.add_column(overflow="fold", max_width=max(10, screen - margin - GAP))
-    for name, value in shown:
-        grid.add_row(name, value if isinstance(value, Text) else Text(escape_lines(str(value))))
-    return grid
+    margin = max((width(name) for name, _ in shown), default=0) + GAP
+    bodies = [value if isinstance(value, Text) else Text(escape_lines(str(value))) for _, value in shown]
+    return Group(
+        *(
+            _labelled(Text(name, style="bold"), body, margin, screen)
+            for (name, _), body in zip(shown, bodies, strict=True)
+        )
+    )
+
+
+def _labelled(label: Text, value: Text, margin: int, screen: int) -> RenderableType:
+    """A field. A word that fits the screen, but not what the label leaves of it, stands whole below."""
+    from rich.console import Group
+    from rich.padding import Padding
+
+    room = max(NARROWEST // 2, screen - margin)
+    if room < longest_word(value.plain) <= screen - GAP:
+        return Group(label, Padding(broken(value, screen - GAP), (0, 0, 0, GAP)))
+    return marked(label, broken(value, room), margin)
+
+
+def longest_word(text: str) -> int:
+    """Cells of the longest word of a text."""
+    return max(map(width, text.split()), default=0)
+
+
+def broken(body: Text, room: int) -> Text:
+    """A text that is too wide for a screen, broken where it has a bar or gaps of two blanks or more.
+
+    Numbers stay with what they count: `1,204,551 read`. A path that is too long is broken after a slash.
+    """
+    from rich.text import Text
+
+    if all(width(line) <= room for line in body.plain.split("\n")):
+        return body
+    lines: list[Text] = []
+    for line in body.split("\n"):
+        start = reach = 0
+        for end, after in [*_gaps(line.plain, room), (len(line.plain), len(line.plain))]:
+            if width(line.plain[start:end]) > room and reach > start:
+                lines.append(line[start : len(line.plain[:reach].rstrip(" |"))])
+                start = reach
+            reach = after
+        lines.append(line[start:])
+    return Text("\n").join(lines)
+
+
+def _gaps(line: str, room: int) -> list[tuple[int, int]]:
+    """Where a line may be broken: from where to where nothing is lost with the break."""
+    found = [gap.span() for gap in re.finditer(r" {2,}| \| ", line)]
+    long = (word for word in re.finditer(r"\S+", line) if width(word[0]) > room)
+    slashes = (word.start() + slash.end() for word in long for slash in re.finditer("(?<=.)/", word[0]))
+    return sorted([*found, *((slash, slash) for slash in slashes)])
 
 
 def marked(mark: Text, body: Text, margin: int) -> RenderableType:

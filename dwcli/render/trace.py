@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dwcli.render.console import to_json
 from dwcli.render.runs import short_id, state_of_run, what_was_loaded
-from dwcli.render.tables import Column, Said, table
+from dwcli.render.tables import Column, Said, broken, marked, table
 from dwcli.render.words import count, escape, local_time
 
 if TYPE_CHECKING:
@@ -84,11 +84,14 @@ def _row(entry: Mapping[str, Any], record: Mapping[str, Any], screen: int) -> li
         if column not in LINEAGE
     ]
     parts: list[Any] = [Text("In the warehouse", style="bold"), table(ROW_COLUMNS, rows, screen)]
-    parts.append(Text(f"by run {_run(entry)}", overflow="fold"))
-    parts.append(Text(f"from {escape(_file(values, versions))}", overflow="fold"))
     times = [("read", values.get("_ingested_at")), ("loaded", values.get("_loaded_at"))]
-    parts.append(Text(", ".join(f"{word} {local_time(at, seconds=True)}" for word, at in times if at)))
-    return parts
+    about = [
+        ("by run", _run(entry)),
+        ("from", escape(_file(values, versions))),
+        *((word, local_time(at, seconds=True)) for word, at in times if at),
+    ]
+    margin = max(len(word) for word, _ in about) + 1
+    return parts + [marked(Text(word), broken(Text(words), screen - margin), margin) for word, words in about]
 
 
 def _file(values: Mapping[str, Any], versions: Sequence[Mapping[str, Any]]) -> str:

@@ -54,6 +54,7 @@ PATH = Path("x.yaml")
     ("text", "changes", "expected"),
     [
         ("a:   1  # x\nb: 2\n", {("a",): 5}, "a:   5  # x\nb: 2\n"),
+        ("a: 1\n", {("a",): 30.0, ("b",): 0.5}, "a: 30\nb: 0.5\n"),
         ("a: 1\r\nb: 'x'\r\n", {("b",): "y", ("c",): "z"}, "a: 1\r\nb: y\r\nc: z\r\n"),
         ("a: 1\npipelines:\n  p: {}\n", {("b",): 2}, "a: 1\nb: 2\npipelines:\n  p: {}\n"),
         ("k:\n  - a\n  - b # c\n# d\nz: 1\n", {("k",): ["x"]}, "k: [x] # c\n# d\nz: 1\n"),

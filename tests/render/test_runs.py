@@ -13,7 +13,6 @@ from dwcli.render.runs import (
     after_runs,
     audit_detail,
     audit_row,
-    broken,
     needs_attention,
     next_step,
     plain_line,
@@ -21,7 +20,7 @@ from dwcli.render.runs import (
     status_row,
     summary,
 )
-from dwcli.render.tables import marked, table
+from dwcli.render.tables import broken, marked, table
 
 NOW = datetime(2026, 11, 22, 21, 52, tzinfo=UTC)
 GOOD = {

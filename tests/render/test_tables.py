@@ -49,7 +49,7 @@ def test_optional_columns_go_when_the_screen_is_narrow(screen):
 
 def test_a_screen_too_narrow_for_columns_shows_a_line_per_field_and_cuts_nothing(screen):
     lines = screen(table(COLUMNS, ROWS, 40), 40)
-    assert lines[:2] == ["RUN", "7f3b0a1c-9d7e-4b11-8a55-0123456789ab"]
+    assert lines[:2] == ["RUN", "  7f3b0a1c-9d7e-4b11-8a55-0123456789ab"]
     assert "NAME  größe_日本語" in lines
     assert "ROWS  1,204,551" in lines
     assert "".join(lines).replace(" ", "").count(LONG.replace(" ", "")) == 1
