@@ -149,6 +149,7 @@ def audit(run: Run, engine: Engine | Connection, status: str, error: DwError | N
         "dw_version": dw_version(),
         "config_hash": job.config_hash or None,
         "command": job.command or None,
+        "write": job.write,
     }
     if done:
         details |= {
@@ -216,6 +217,7 @@ def result_of(run: Run, error: DwError | None) -> dict[str, Any]:
         "parquet_files": len(run.files),
         "duration_seconds": round(time.monotonic() - run.clock, 3),
         "started_at": run.started_at.isoformat(),
+        "write": job.write,
         "rows_read": run.rows_read,
         "rows_inserted": 0 if error else run.counts.inserted,
         "rows_updated": 0 if error else run.counts.updated,

@@ -93,7 +93,7 @@ def what_was_loaded(result: Mapping[str, Any]) -> str:
         (result.get("rows_read"), "read"),
         (result.get("rows_inserted"), "new"),
         (result.get("rows_updated"), "changed"),
-        (result.get("rows_deleted"), "deleted"),
+        (result.get("rows_deleted"), "replaced" if result.get("write") == "replace" else "deleted"),
         (result.get("rows_rejected"), "rejected"),
     ]
     said = [f"{number:,} {word}" for number, word in numbers if number]
@@ -210,6 +210,7 @@ def audit_detail(run: Mapping[str, Any], screen: int) -> RenderableType:
         ("pipeline", run["pipeline_name"]),
         ("source", f"{run.get('source_name')} ({run.get('protocol')})"),
         ("table", run.get("target_table")),
+        ("write", run.get("write")),
         ("state", state_word(state_of_run(run))),
         ("started", local_time(run.get("started_at"), seconds=True)),
         ("finished", local_time(run["finished_at"], seconds=True) if run.get("finished_at") else None),

@@ -33,6 +33,7 @@ COLUMNS = {
     "finished_at": "TIMESTAMP WITH TIME ZONE",
 }
 DETAILS = {
+    "write": "TEXT",
     "rows_read": "BIGINT",
     "rows_inserted": "BIGINT",
     "rows_updated": "BIGINT",

@@ -92,6 +92,7 @@ ORDERS = a_run(
     4,
     12.84,
     **loaded(1204551, 1180, 3402, rows_rejected=2),
+    write="merge",
     seconds={"extract": 6.1, "stage": 1.9, "load": 4.8},
     duration_seconds=12.84,
     parquet_files=3,
