@@ -11,7 +11,6 @@ are new, and how they become rows is the same as for `files`.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import tempfile
@@ -33,7 +32,7 @@ from dwcli.connectors._formats.items import Listed, describe_listed, groups_of, 
 from dwcli.connectors._formats.streams import base_name
 from dwcli.contract import ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
-from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
+from dwcli.errors import NO_ROOM, ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 
 #: Files above this size are fetched one after the other, so that few of them lie on this machine at once.
 _LARGE = 64 * 1024 * 1024
@@ -318,7 +317,7 @@ def fetch(server: Server, file: Listed, limit: int | None = None) -> Fetched:
     except FileNotFoundError:
         return Fetched()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_ROOM:
             raise
         raise DwError(
             f"there is no room for {file.name} in {tempfile.gettempdir()}",
