@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +22,18 @@ import psycopg
 
 from dwcli.warehouse import embedded
 from tests.faults import forker
-from tests.faults.disks import fill, make_room
+from tests.faults.disks import BALLAST, fill, make_room, small_disk
 from tests.faults.forker import Ended, Forker
-from tests.faults.place import Place, Row, change, make_place, source_rows, table_rows, wrong_after_kill
+from tests.faults.place import (
+    Place,
+    Row,
+    change,
+    make_place,
+    source_rows,
+    table_rows,
+    wrong_after_kill,
+    wrong_when_whole,
+)
 from tests.faults.scenarios import RUN, whole
 
 #: How long something that must come is waited for before the machine, not dw, is to blame.
@@ -305,9 +315,8 @@ def lake_full(
 
 
 def _files(lake: Path) -> set[str]:
-    return {
-        str(p) for p in lake.rglob("*") if p.is_file() and p.parent.name != "ballast" and p.name != "ballast"
-    }
+    files = (path for path in lake.rglob("*") if path.is_file() and BALLAST not in path.parts)
+    return {str(path) for path in files}
 
 
 def warehouse_full(run: Forker, place: Place, disk: Path, leave: int, again: bool) -> tuple[bool, list[str]]:
@@ -330,12 +339,64 @@ def warehouse_full(run: Forker, place: Place, disk: Path, leave: int, again: boo
         return hit, wrong + whole(run, place, session, "after")
 
 
+@contextlib.contextmanager
+def small_tablespace(home: Home, label: str) -> Iterator[tuple[Path, str]]:
+    """A tablespace on a disk of its own, big enough for a new database and a little more: disk and name."""
+    server = embedded.start(home)
+    disk, name = home.parent.parent / f"disk-{label}", f"small_{label}"
+    url = embedded.url(server, database="postgres")
+    with small_disk(disk, "size=32m", server.data), psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(f"create tablespace {name} location '{disk}'".encode())
+        yield disk, name
+        admin.execute(f"drop tablespace {name}".encode())
+
+
 def _after_full_disk(
     place: Place, before: list[Row] | None, session: psycopg.Connection, ended: Ended
 ) -> list[str]:
     if not result_of(ended) and "Traceback" not in ended.output:
         return wrong_after_kill(place, before, session)  # it could not even begin
     return wrong_after_failure(place, before, session, ended, ("DW-WAREHOUSE",), audited=False)
+
+
+def temporary_full(place: Place, source: str, disk: Path, leave: int) -> tuple[bool, list[str]]:
+    """Run while the folder for temporary files is full, then with room. source: the file sources/shop.yaml.
+
+    The run is a new interpreter: where its temporary files go is asked once in a process.
+    """
+    config = place.root / "sources" / "shop.yaml"
+    config.write_text(source, "utf-8")
+    with psycopg.connect(place.url, autocommit=True) as session:
+        fill(disk, leave)
+        ended = _run_with_temporary(place, disk)
+        hit = ended.code != 0
+        wrong = [] if ended.code in (0, 1) else [f"exit {ended.code}"]
+        if hit:
+            wrong += wrong_after_failure(place, None, session, ended, ("DW-ERROR",))
+            if "there is no room for" not in ended.output or "TMPDIR=" not in ended.output:
+                wrong.append(f"no word of the disk: {ended.output[-1500:]}")
+        left = sorted(path.name for path in disk.iterdir() if path.name != BALLAST)
+        wrong += [f"left in the folder for temporary files: {left}"] if left else []
+        make_room(disk)
+        again = _run_with_temporary(place, disk)
+        if again.code != 0:
+            return hit, [*wrong, f"exit {again.code}: {again.output[-1500:]}"]
+        return hit, wrong + wrong_when_whole(place, session)
+
+
+def _run_with_temporary(place: Place, folder: Path) -> Ended:
+    names = dict.fromkeys(("TMPDIR", "SQLITE_TMPDIR"), str(folder))
+    done = subprocess.run(
+        [*forker.DW, *RUN],
+        cwd=place.root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(forker.ROOT)} | names,
+    )
+    return Ended(done.returncode, done.stdout)
 
 
 def log_full(run: Forker, place: Place, home: Home, disk: Path, point: str) -> tuple[bool, list[str]]:
