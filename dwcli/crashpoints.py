@@ -1,7 +1,7 @@
 """Named places where a run can be made to die at once, for the tests that prove that the next one heals.
 
-`DW_TEST_CRASH_AT=copy` kills the process (SIGKILL) when it comes to that place, `copy:3` at the third time.
-Without that variable a place costs one comparison.
+`DW_TEST_CRASH_AT=copy` kills the process (SIGKILL) when it comes to that place, `copy:3` at the third time,
+`copy:1:TERM` sends it another signal. Without that variable a place costs one comparison.
 """
 
 from __future__ import annotations
@@ -37,10 +37,17 @@ POINTS = (
     "forget",
 )
 
-_wanted, _, _times = os.environ.get("DW_TEST_CRASH_AT", "").partition(":")
-_left = int(_times or 1)
+_wanted, _left, _signal = "", 1, signal.SIGTERM
+_sent = threading.Lock()
 #: How long a statement that the server works on has been under way when its client dies.
 _UNDER_WAY_SECONDS = 0.02
+
+
+def wish(text: str) -> None:
+    """Say where to die: `copy`, `copy:3`, `copy:3:TERM`."""
+    global _wanted, _left, _signal
+    _wanted, times, name = f"{text}::".split(":")[:3]
+    _left, _signal = int(times or 1), signal.Signals[f"SIG{name or 'KILL'}"]
 
 
 def reached(point: str) -> None:
@@ -52,7 +59,8 @@ def reached(point: str) -> None:
 def spoiled(point: str, path: Path, keep: float) -> None:
     """Die here with only this part of a file written."""
     if point == _wanted and _is_time():
-        os.truncate(path, int(path.stat().st_size * keep))
+        if _signal.name == "SIGKILL":  # what survives goes on with the whole file
+            os.truncate(path, int(path.stat().st_size * keep))
         _die()
 
 
@@ -74,4 +82,9 @@ def _is_time() -> bool:
 
 
 def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    if _sent.acquire(blocking=False):  # a signal that can be survived is sent once
+        os.kill(os.getpid(), _signal)
+
+
+if "DW_TEST_CRASH_AT" in os.environ:
+    wish(os.environ["DW_TEST_CRASH_AT"])

@@ -20,7 +20,8 @@ Every error a user can meet is one of these. It has three parts: what happened (
     ├── WarehouseError                the warehouse refused something
     │   ├── ValueRefused              a value that PostgreSQL or the target column cannot hold
     │   ├── KeyRefused                NULL or missing key columns in a merge
-    │   └── SchemaRefused             a change of schema that cannot or may not be made
+    │   ├── SchemaRefused             a change of schema that cannot or may not be made
+    │   └── CommitUnknown             the connection broke at COMMIT, and nobody can say what came of it
     ├── LakeError                     the lake cannot be written or a file in it is damaged
     ├── CountsDiffer                  rows read, staged and loaded are not the same number
     ├── PipelineLocked                another run holds the pipeline
@@ -29,8 +30,12 @@ Every error a user can meet is one of these. It has three parts: what happened (
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
+
+#: What the operating system says of a disk that takes no more.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DwError(Exception):
@@ -168,6 +173,13 @@ class SchemaRefused(WarehouseError):
     """The table cannot take this change of schema."""
 
     code = "DW-SCHEMA"
+
+
+class CommitUnknown(WarehouseError):
+    """The connection to the warehouse was lost at COMMIT, so this run may be in the table or not."""
+
+    code = "DW-COMMIT"
+    hint = "run it again when the warehouse is back: it finds out, and loads nothing twice"
 
 
 class LakeError(DwError):

@@ -167,6 +167,12 @@ CODES: dict[str, Explanation] = {
             "Or drop what depends on the column, run again, and make it anew.",
         ),
     ),
+    "DW-COMMIT": Explanation(
+        "The connection to the warehouse was lost at COMMIT, and it could not be asked what came of it."
+        " The run is in the table whole, or not at all.",
+        ("the warehouse, or the network, went down at that moment",),
+        ("Run it again: the next run finds out, and loads nothing twice.",),
+    ),
     "DW-LAKE": Explanation(
         "The lake cannot be written, or a file in it is missing or damaged.",
         ("the disk is full", "the folder belongs to another user", "files were changed or removed by hand"),

@@ -34,6 +34,7 @@ from dwcli.connectors._http_auth import (
     without_secrets,
 )
 from dwcli.connectors._http_body import error_text
+from dwcli.connectors._temporary import room_for
 from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 from dwcli.log import get_logger
 
@@ -319,7 +320,7 @@ def _body(client: Client, response: httpx2.Response, name: str) -> Any:
     limit, held, size = client.config.batch_bytes, bytearray(), 0
     chunks = _as_utf8(_unpacked(_moving(client, response), response.headers, name), response, name)
     spool: IO[bytes] | None = None
-    with ExitStack() as opened:
+    with room_for(name), ExitStack() as opened:
         for chunk in chunks:
             size += len(chunk)
             if size > client.config.max_page_bytes:

@@ -11,7 +11,6 @@ are new, and how they become rows is the same as for `files`.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import tempfile
@@ -31,9 +30,10 @@ from dwcli.ahead import ahead
 from dwcli.connectors._formats import FileFields, Options, known_format, options_of
 from dwcli.connectors._formats.items import Listed, describe_listed, groups_of, read_listed
 from dwcli.connectors._formats.streams import base_name
+from dwcli.connectors._temporary import no_room
 from dwcli.contract import ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
-from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
+from dwcli.errors import NO_ROOM, ConnectionFailed, QueryFailed, ResourceMissing, SourceData
 
 #: Files above this size are fetched one after the other, so that few of them lie on this machine at once.
 _LARGE = 64 * 1024 * 1024
@@ -318,13 +318,9 @@ def fetch(server: Server, file: Listed, limit: int | None = None) -> Fetched:
     except FileNotFoundError:
         return Fetched()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_ROOM:
             raise
-        raise DwError(
-            f"there is no room for {file.name} in {tempfile.gettempdir()}",
-            why=f"{error.strerror}; the file has {file.size:,} bytes",
-            hint="choose another folder for temporary files: TMPDIR=/var/tmp dw run …",
-        ) from None
+        raise no_room(file.name, f"{error.strerror}; the file has {file.size:,} bytes") from None
     if file.size >= 0 and got != file.size:
         raise ConnectionFailed(
             f"{file.name} ended after {got:,} of {file.size:,} bytes",

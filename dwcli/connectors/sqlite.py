@@ -33,9 +33,10 @@ from dwcli.connectors._sqltext import (
     spelled,
     stripped,
 )
+from dwcli.connectors._temporary import no_room
 from dwcli.contract import LOCAL_PATH, Column, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
-from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData, SourceError
+from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
 
 if TYPE_CHECKING:
     import polars as pl
@@ -140,7 +141,7 @@ def _unusable(path: Path, error: sqlite3.Error) -> ConnectionFailed:
     return ConnectionFailed(f"{path} cannot be opened", layer="permission", why=why, hint=hint)
 
 
-def _failed(error: sqlite3.Error, query: str) -> SourceError | ConnectionFailed:
+def _failed(error: sqlite3.Error, query: str) -> DwError:
     """The driver's error in our words. A text that cannot be decoded is left out: it is data."""
     why = str(error)
     if match := re.match(r"Could not decode to UTF-8 column '(.*?)' with text", why, re.DOTALL):
@@ -156,6 +157,8 @@ def _failed(error: sqlite3.Error, query: str) -> SourceError | ConnectionFailed:
         return ConnectionFailed(
             "the database is locked", layer="database", why=why, hint="try again, or set busy_seconds higher"
         )
+    if "disk is full" in why:  # what it sorts does not fit
+        return no_room("what SQLite sorts", why)
     if "interrupted" in why:
         return ConnectionFailed("the read was stopped", layer="lost", why=why)
     return QueryFailed("SQLite refused the query", why=why, hint="check the query's SQL")

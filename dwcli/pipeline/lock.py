@@ -47,5 +47,16 @@ def holder(session: psycopg.Connection, pipeline: str) -> str | None:
     return f" (run {found[0]}, for {found[1]} s)" if found else None
 
 
+def is_held(session: psycopg.Connection, pipeline: str, who: str) -> bool:
+    """Whether the session that took a pipeline under this name still lives."""
+    row = session.execute(
+        "select exists (select from pg_locks join pg_stat_activity using (pid) where locktype = 'advisory'"
+        " and granted and (classid::bigint << 32 | objid::bigint) = %s"
+        " and starts_with(application_name, %s))",
+        (_key(pipeline), f"dw {who} "),
+    ).fetchone()
+    return bool(row and row[0])
+
+
 def _key(pipeline: str) -> int:
     return int.from_bytes(hashlib.sha256(pipeline.encode()).digest()[:8], signed=True)

@@ -19,12 +19,13 @@ from sqlalchemy import Connection, Engine
 
 from dwcli.connectors import Connector
 from dwcli.contract import Contract, Deletes, WriteDisposition
-from dwcli.errors import ConnectionFailed, DwError, RunStopped, WarehouseError
+from dwcli.errors import NO_ROOM, CommitUnknown, ConnectionFailed, DwError, RunStopped, WarehouseError
 from dwcli.events import Emit, SchemaChanged
 from dwcli.log import get_logger
 from dwcli.references import redact
 from dwcli.staging import write_audit_record
 from dwcli.staging.plan import Counts, Load
+from dwcli.staging.trouble import trouble
 from dwcli.staging.writer import StagedFile
 
 log = get_logger(__name__)
@@ -130,6 +131,8 @@ class Run:
     committing: bool = False
     #: what was read is in the warehouse: no error can make a failure of this run any more
     committed: bool = False
+    #: nobody can say just now whether that COMMIT has happened
+    unsure: bool = False
     #: loaded from the lake at the start, because an earlier run died before its COMMIT
     healed: list[str] = field(default_factory=list)
 
@@ -244,6 +247,8 @@ def result_of(run: Run, error: DwError | None) -> dict[str, Any]:
 def explained(error: BaseException, run: Run) -> DwError:
     """Any error as one of ours, without secrets."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
+        if run.unsure:
+            return RunStopped(f"stopped at COMMIT: {CommitUnknown.hint}")
         return RunStopped("stopped; everything of this run was rolled back")
     if isinstance(error, ConnectionFailed):
         return ConnectionFailed(
@@ -255,6 +260,12 @@ def explained(error: BaseException, run: Run) -> DwError:
         return error
     if isinstance(error, psycopg.Error) or type(error).__module__.startswith("sqlalchemy"):
         return warehouse_error(error)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return DwError(
+            "there is no room left" + (f" for {error.filename}" if error.filename else " on a disk"),
+            why=error.strerror or "",
+            hint="make room, or choose another folder for temporary files: TMPDIR=/var/tmp dw run …",
+        )
     log.error("unexpected error in %s", run.job.pipeline, exc_info=error)
     return DwError(
         f"unexpected error ({type(error).__name__})", why=redact(str(error), run.secrets), code="DW-BUG"
@@ -269,10 +280,8 @@ def warehouse_error(error: BaseException) -> DwError:
     if isinstance(cause, DwError):
         return cause
     primary = getattr(getattr(cause, "diag", None), "message_primary", None)
-    if isinstance(cause, psycopg.OperationalError) and primary is None:
-        return WarehouseError(
-            "the connection to the warehouse was lost; nothing of this run was committed",
-            why=str(cause).strip().split("\n")[0],
-            hint="run it again when the warehouse is back: dw up",
-        )
-    return WarehouseError("the warehouse refused something", why=primary or str(cause).split("\n")[0])
+    return trouble(cause) or WarehouseError(
+        "the warehouse refused something",
+        why=primary or str(cause).split("\n")[0],
+        hint="look at the warehouse's side: dw doctor",
+    )

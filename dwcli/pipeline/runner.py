@@ -28,6 +28,7 @@ from dwcli import crashpoints
 from dwcli.connectors import Connector, create_connector, secrets_of
 from dwcli.contract import Cursor
 from dwcli.errors import (
+    CommitUnknown,
     ConfigError,
     DwError,
     LakeError,
@@ -46,7 +47,7 @@ from dwcli.events import (
 from dwcli.log import get_logger
 from dwcli.pipeline.cursor import settle_cursor, where_to_begin
 from dwcli.pipeline.deletions import note_deletions, refuse_shrinking
-from dwcli.pipeline.lock import take_lock
+from dwcli.pipeline.lock import is_held, take_lock
 from dwcli.pipeline.pending import load_pending
 from dwcli.pipeline.pump import pump
 from dwcli.pipeline.record import (
@@ -95,6 +96,10 @@ log = get_logger(__name__)
 #: A source's connection that waited longer than this for its next pipeline is made anew: a server or a
 #: firewall between may have ended it unseen.
 IDLE_SECONDS = 30.0
+
+#: How long the warehouse is asked whether a COMMIT has happened, and how often.
+SETTLE_SECONDS = 20.0
+SETTLE_PAUSE_SECONDS = 0.1
 
 
 def run_pipeline(
@@ -198,9 +203,12 @@ def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
                 _tell_late_error(run, error)
                 return
             _undo(run, data)
-            if run.committing and _is_committed(run, engine):
+            if run.committing:
+                _settle(run, engine, error)
+            if run.committed:
                 log.warning("the COMMIT's answer was lost, but it had happened")
-                run.committed = True
+                if not isinstance(error, Exception):
+                    raise
                 return
             with contextlib.suppress(Exception):
                 audit(run, control, "failure", explained(error, run))
@@ -457,7 +465,9 @@ def commit(run: Run, data: Connection) -> None:
 def _undo(run: Run, data: Connection) -> None:
     """Roll back, and forget the files of a snapshot whose COMMIT was never asked for."""
     with contextlib.suppress(Exception):
-        data.rollback()
+        # In the midst of a statement the server takes no ROLLBACK: the end of the session is one.
+        if raw(data).info.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+            data.rollback()
     _hang_up(data)
     if run.committing:
         return
@@ -476,13 +486,37 @@ def _hang_up(data: Connection) -> None:
         data.invalidate()
 
 
-def _is_committed(run: Run, engine: Engine) -> bool:
-    """Whether a COMMIT whose answer never came has happened after all."""
+def _settle(run: Run, engine: Engine, error: BaseException) -> None:
+    """Find out what came of a COMMIT that ended with this error. Raises CommitUnknown, or a signal again."""
+    run.unsure = True
     try:
-        with engine.connect() as connection:
-            return was_loaded(raw(connection), run.id)
-    except Exception:
-        return False  # the next run will find the snapshot, and look for its receipt again
+        run.committed = _is_committed(run, engine)
+    except CommitUnknown as unknown:
+        raise (unknown if isinstance(error, Exception) else error) from None
+    run.unsure = False
+
+
+def _is_committed(run: Run, engine: Engine) -> bool:
+    """Whether a COMMIT whose answer never came has happened after all. Raises CommitUnknown.
+
+    The server may still be at it when it is asked: as long as the session of this run lives, it holds the
+    pipeline, and nothing is settled.
+    """
+    give_up, why = time.monotonic() + SETTLE_SECONDS, "its session has not ended yet"
+    while True:
+        try:
+            with engine.connect() as connection:
+                session = raw(connection)
+                ended = not is_held(session, run.job.pipeline, run.id[:8])
+                if was_loaded(session, run.id):
+                    return True
+                if ended:
+                    return False
+        except Exception as error:
+            why = explained(error, run).message
+        if time.monotonic() > give_up:
+            raise CommitUnknown(why=why)
+        time.sleep(SETTLE_PAUSE_SECONDS)
 
 
 # -- the run, elsewhere -------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from dwcli.staging.dw_schema import (
     type_sql,
 )
 from dwcli.staging.frames import Types
+from dwcli.staging.trouble import trouble
 
 #: Rows that are encoded at once, and bytes that are sent in one message: small enough that the processor's
 #: cache holds them from end to end. Messages of megabytes cost the server a fifth more.
@@ -103,13 +104,15 @@ def copy_frame(
             if running is None or (running.into.identifier, running.wire) != (sink.identifier, wire):
                 end_copy(running)
                 running = _begin_copy(connection, sink, wire)
-            _send(running, frame)
+            with _abandoned_on_error(running):
+                _send(running, frame)
             return running
         end_copy(running)
         batch = Table("", "dw_batch", wire)
         create_temporary(connection, batch)
         own = _begin_copy(connection, batch, wire)
-        _send(own, frame)
+        with _abandoned_on_error(own):
+            _send(own, frame)
         end_copy(own)
         _insert_cast(connection, batch, sink)
         connection.execute(sql.SQL("drop table {}").format(batch.identifier))
@@ -170,10 +173,20 @@ def end_copy(running: OpenCopy | None) -> None:
 
 
 def abandon_copy(running: OpenCopy | None, error: BaseException) -> None:
-    """Break off a COPY, so that the session can roll back."""
+    """Break off a COPY, so that the session can roll back. One that has been broken off stays so."""
     if running is not None:
         with contextlib.suppress(Exception):
             running.stack.__exit__(type(error), error, error.__traceback__)
+
+
+@contextlib.contextmanager
+def _abandoned_on_error(running: OpenCopy) -> Iterator[None]:
+    """Whoever began a COPY may not know of it yet: left open, it would make the ROLLBACK wait for ever."""
+    try:
+        yield
+    except BaseException as error:
+        abandon_copy(running, error)
+        raise
 
 
 def _encoder(schema: pa.Schema, wire: Types) -> ArrowToPostgresBinaryEncoder:
@@ -256,12 +269,8 @@ def refusals(table: Table) -> Iterator[None]:
             why=(error.diag.message_primary or "").split(" of relation")[0],
             hint="mend the row at the source, or drop the constraint",
         ) from error
-    except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
-        raise WarehouseError(
-            "the warehouse has no room left",
-            why=error.diag.message_primary or "",
-            hint="free space on the warehouse's disk, then run it again; nothing was changed",
-        ) from error
+    except psycopg.OperationalError as error:
+        raise (trouble(error, table.name) or error) from error
     except psycopg.DataError as error:
         raise ValueRefused(
             f"a value does not fit into {table.name}{_column_of(error)}",

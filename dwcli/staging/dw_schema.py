@@ -25,6 +25,7 @@ from dwcli.errors import SchemaRefused
 from dwcli.log import get_logger
 from dwcli.staging.audit import LOCK_KEY
 from dwcli.staging.frames import EXACT_DOUBLE, Types
+from dwcli.staging.trouble import trouble
 
 log = get_logger(__name__)
 
@@ -617,7 +618,7 @@ def run_ddl(connection: psycopg.Connection, ddl: sql.SQL | sql.Composed, table: 
             hint="drop the view, run it again, and make the view anew",
         ) from error
     except psycopg.Error as error:
-        raise SchemaRefused(
+        raise trouble(error, table.name) or SchemaRefused(
             f"{table.schema}.{table.name} cannot be made or changed",
             why=error.diag.message_primary or str(error),
         ) from error

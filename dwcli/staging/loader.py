@@ -6,7 +6,8 @@
 cursor take rows straight into the target. A merge, and an append that reads its boundary again, take
 them into a temporary table first, so that nobody's rows are touched, and no column changed, before
 everything has arrived. Readers see the table as it was until COMMIT: a replace deletes, it does not
-truncate, so they are not blocked either.
+truncate, so they are not blocked either. A changed column does block them, so rows that need one wait
+in a temporary table too, and the change comes last.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from dwcli.staging.dw_schema import (
 from dwcli.staging.frames import Types, settle
 from dwcli.staging.history import add_versions, begin_history
 from dwcli.staging.merging import (
+    append_all,
     append_past_boundary,
     create_unique,
     keep_newest,
@@ -198,7 +200,7 @@ def _widen_sink(load: Load, types: Types, frame: pl.DataFrame) -> None:
         assert load.target is not None
         named = replace(load.sink, names={**load.sink.names, **names_for(load.target, types)})
         load.sink, _ = evolve(load.connection, named, types, frame)
-    elif load.sink is None and _is_staged(load):
+    elif (load.sink is None and _is_staged(load)) or _would_block_readers(load, types, frame):
         load.sink = _create_stage(load, types)
     else:
         load.target = load.sink = _ensure_target(load, types, frame)
@@ -225,6 +227,18 @@ def _is_staged(load: Load) -> bool:
     if load.plan.write in KEYED:
         return True
     return load.plan.write == "append" and load.plan.cursor is not None and load.plan.boundary is not None
+
+
+def _would_block_readers(load: Load, types: Types, frame: pl.DataFrame) -> bool:
+    """Whether these rows would change a column of a table that others read, long before COMMIT.
+
+    Where a cursor is looked for among the rows of this load, they are to be in one place.
+    """
+    if load.target is None or load.target.created or load.plan.contract == "freeze":
+        return False
+    if load.sink is not None and load.plan.write == "append" and load.plan.cursor is not None:
+        return False
+    return bool(planned(load.target, types, frame)[1])
 
 
 def _ensure_target(load: Load, types: Types, frame: pl.DataFrame | None) -> Table:
@@ -362,7 +376,10 @@ def _finish_staged(load: Load) -> Counts:
             load.deleted += _delete_all(load)
         meet = add_versions if load.plan.write == "scd2" else merge
         inserted, updated = meet(load, stage, key)
-    else:
+    elif load.plan.write == "append" and load.plan.boundary is not None:
         inserted, updated = append_past_boundary(load, stage), 0
+    else:
+        append_all(load, stage)
+        inserted, updated = load.rows, 0  # those that went straight into the target among them
     load.connection.execute(sql.SQL("drop table {}").format(stage.identifier))
     return Counts(load.rows, inserted, updated, load.deleted)

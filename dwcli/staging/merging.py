@@ -168,6 +168,18 @@ def keep_newest(load: Load, table: Table, key: Sequence[str]) -> int:
     ).rowcount
 
 
+def append_all(load: Load, stage: Table) -> None:
+    """Append every row."""
+    assert load.target is not None
+    every = [name for name in stage.columns if name != "_loaded_at"]
+    casts = [cast_sql(name, stage.columns[name], load.target.columns[name]) for name in every]
+    load.connection.execute(
+        sql.SQL("insert into {} ({}) select {} from {} order by ctid").format(
+            load.target.identifier, listed(every), sql.SQL(", ").join(casts), stage.identifier
+        )
+    )
+
+
 def append_past_boundary(load: Load, stage: Table) -> int:
     """Append rows beyond the boundary, and those exactly at it that the table does not hold yet.
 

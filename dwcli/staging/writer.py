@@ -166,23 +166,22 @@ def _temporary(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.rename(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise _lake_error(path, error) from error
-    except pl.exceptions.PolarsError as error:
-        raise LakeError(f"{path} cannot be written", why=str(error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _lake_error(path: Path, error: OSError) -> LakeError:
-    free = ""
+def _lake_error(path: Path, error: OSError | pl.exceptions.PolarsError) -> LakeError:
+    said = error.strerror if isinstance(error, OSError) else None
+    said, free = said or str(error).split("\n")[0].rpartition("underlying IO error: ")[2], ""
     with contextlib.suppress(OSError):
         room = os.statvfs(next(p for p in path.parents if p.exists()))
         free = f" ({room.f_bavail * room.f_frsize / 1e6:,.0f} MB free)"
     return LakeError(
         f"{path} cannot be written",
-        why=f"{error.strerror or error}{free}",
+        why=f"{said}{free}",
         hint="make room or choose another folder (lake: in dw.yaml), then run it again; nothing was lost",
     )
 

@@ -78,7 +78,7 @@ def ended(process: subprocess.Popen[str], output: Mapping[int, Path]) -> dict[in
 
 def run(process: subprocess.Popen[str], folder: Path, *words: str, crash: str = "") -> Ended:
     """One run, from its beginning to its end."""
-    output = folder / "output.txt"
+    output = folder.with_name(folder.name + ".output")  # the folder's own disk may be full
     pid = start(process, folder, words, crash, output)
     return ended(process, {pid: output})[pid]
 
@@ -155,8 +155,7 @@ def _child(asked: Mapping[str, Any]) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(asked["folder"])
-    place, _, times = asked["crash"].partition(":")
-    crashpoints._wanted, crashpoints._left = place, int(times or 1)
+    crashpoints.wish(asked["crash"])
     try:
         return int(dw(asked["words"]) or 0)
     except SystemExit as error:

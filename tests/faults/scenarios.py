@@ -35,7 +35,7 @@ def named_kill(run: Forker, place: Place, point: str, times: int, when: str) -> 
     """Kill a run at a place, look, run again, look. Returns whether it came there, and what was wrong."""
     with psycopg.connect(place.url, autocommit=True) as session:
         if when == "again":
-            wrong = _whole(run, place, session, "before")
+            wrong = whole(run, place, session, "before")
             if wrong:
                 return False, wrong
             age_lake(place)
@@ -46,11 +46,11 @@ def named_kill(run: Forker, place: Place, point: str, times: int, when: str) -> 
         wrong = wrong_after_kill(place, before, session) if reached else []
         if not reached and killed.code != 0:
             wrong.append(f"the run ended with {killed.code}: {killed.output[-500:]}")
-        wrong += _whole(run, place, session, "after")
+        wrong += whole(run, place, session, "after")
         return reached, wrong
 
 
-def _whole(run: Forker, place: Place, session: psycopg.Connection, which: str) -> list[str]:
+def whole(run: Forker, place: Place, session: psycopg.Connection, which: str) -> list[str]:
     """Run once more, to the end."""
     done = forker.run(run, place.root, *RUN)
     if done.code != 0:
@@ -73,7 +73,7 @@ def random_kills(run: Forker, place: Place, kills: int, seconds: float, real: bo
             killed += code == -signal.SIGKILL
             wrong += [f"a reader saw {count} rows" for count in seen]
             wrong += wrong_after_kill(place, before, session)
-        wrong += _whole(run, place, session, "after")
+        wrong += whole(run, place, session, "after")
     return killed, wrong
 
 
@@ -167,7 +167,7 @@ def cut_commit(run: Forker, place: Place, proxy: Proxy, which: int, forward: boo
         wrong += wrong_after_kill(place, before, session)
         if first.code == 0 and table_rows(place, session) != source_rows(place):
             wrong.append("the run said that it succeeded, and the table is not the source")
-        return cut, wrong + _whole(run, place, session, "after")
+        return cut, wrong + whole(run, place, session, "after")
 
 
 def flipped_while_waiting(run: Forker, place: Place) -> list[str]:
@@ -180,7 +180,7 @@ def flipped_while_waiting(run: Forker, place: Place) -> list[str]:
         assert killed.code == -signal.SIGKILL
         wait_for_lock(session)
         path, flip = _flip(place, [p for p in lake.rglob("*") if p not in there])
-        wrong = _whole(run, place, session, "after")
+        wrong = whole(run, place, session, "after")
         if not list(lake.rglob("*.refused")):
             wrong.append(f"{flip} of {path.name} was not found")
         for refused in lake.rglob("*.refused"):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pipeline.runs import batches, rows_of, run
+from dwcli.contract import Cursor, IngestedItem
+from dwcli.events import BatchLoaded, Event
+from dwcli.pipeline.record import Job, RunOptions
+from dwcli.pipeline.runner import attempt
+from dwcli.warehouse import make_engine
+from tests.pipeline.runs import Source, batches, rows_of, run
 from tests.pipeline.test_replay import again
 
 FIRST = [{"id": 1, "n": 10, "t": "a"}]
@@ -106,3 +112,38 @@ def test_rejects_are_counted_over_batches(warehouse_url: str, warehouse: Any, la
     assert done["rows_rejected"] == 3
     files = rows_of(warehouse, "select count(distinct source_file), max(row_number) from etl_rejects")
     assert files == [(2, 2)]
+
+
+def test_a_column_that_comes_late_shuts_no_reader_out(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    """Rows that are in the table already stay there; those with the new column wait for the end."""
+
+    def late(cursor: Cursor) -> Iterator[IngestedItem]:
+        yield IngestedItem(payload=[{"id": 1}, {"id": 2}])
+        yield IngestedItem(payload=[{"id": 3, "more": "x"}])
+        yield IngestedItem(payload=[{"id": 4, "more": "y"}, {"id": 5.5, "more": None}])
+
+    assert run(warehouse_url, lake, batches([{"id": 0}]), write="replace").error is None
+    seen: list[Any] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, BatchLoaded):
+            seen.append(warehouse.execute("select array_agg(id) from t").fetchone())
+
+    warehouse.execute("set lock_timeout = '2s'")
+    connector = Source(late).connector
+    job = Job("s.p", "s", "s.p", connector, "q", "public", "t", lake, write="replace")
+    engine = make_engine(warehouse_url)
+    try:
+        result, error = attempt(job, engine, RunOptions(allow_shrink=True), look)
+    finally:
+        engine.dispose()
+    assert (error, seen) == (None, [([0],)] * 3)
+    assert result["rows_inserted"] == 5
+    found = rows_of(warehouse, "select id::text, more from t where _run_id is not null order by id")
+    assert found == [
+        ("1", None, True),
+        ("2", None, True),
+        ("3", "x", True),
+        ("4", "y", True),
+        ("5.5", None, True),
+    ]

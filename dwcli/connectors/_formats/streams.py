@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from dwcli.connectors._temporary import room_for
 from dwcli.errors import SourceData
 
 COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".zip": "zip", ".xz": "xz", ".bz2": "bz2"}
@@ -219,11 +220,14 @@ def on_disk(source: Source) -> Iterator[Path]:
     if source.path is not None:
         yield source.path
         return
-    with tempfile.NamedTemporaryFile(
-        prefix="dw-", suffix=PurePosixPath(base_name(source.name)).suffix
-    ) as file:
-        with source.open() as stream, reading(source.name):
-            while chunk := stream.read(_CHUNK):
+    suffix = PurePosixPath(base_name(source.name)).suffix
+    with room_for(source.name), tempfile.NamedTemporaryFile(prefix="dw-", suffix=suffix) as file:
+        with source.open() as stream:
+            while True:
+                with reading(source.name):
+                    chunk = stream.read(_CHUNK)
+                if not chunk:
+                    break
                 file.write(chunk)
         file.flush()
         yield Path(file.name)
