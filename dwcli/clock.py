@@ -1,18 +1,23 @@
 """When a pipeline runs: `every:` as a duration (`1h`) or as a cron expression (`0 6 * * 1-5`).
 
-Everything here is asked of two moments, when the last good run began and now, so that `dw run --due`,
-`dw status` and `dw schedule` cannot disagree. Cron times are the machine's own (TZ, else
-/etc/localtime), with daylight saving as Debian's cron has it: an hour that is skipped runs after it, an
-hour that comes twice runs once.
+Everything here is asked of what the audit log says of the past and of now, so that `dw run --due`,
+`dw status` and `dw schedule` cannot disagree. What fails is tried again with growing waits.
+Cron times are the machine's own (TZ, else /etc/localtime), with daylight saving as Debian's cron has it: an
+hour that is skipped runs after it, an hour that comes twice runs once.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from dwcli.errors import RunStopped
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -23,6 +28,33 @@ EARLY = timedelta(seconds=30)
 SLACK = (timedelta(minutes=2), timedelta(hours=1))
 #: Minutes between two calls of `dw run --due`: what divides the hour evenly.
 TICKS = (15, 12, 10, 6, 5, 4, 3, 2, 1)
+#: What fails again and again is tried at least this often.
+LONGEST_WAIT = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What decides when a pipeline runs next: when its last good run began, and what has failed since."""
+
+    began: datetime | None = None
+    failures: int = 0
+    #: when the last of the failures ended
+    failed_at: datetime | None = None
+
+
+def past_of(runs: Iterable[Mapping[str, Any]]) -> Past:
+    """The past of a pipeline from its last runs (newest first, the columns of the audit log).
+
+    A run that a person or a shutdown stopped says nothing of the source, so it is no failure here.
+    """
+    failures, failed_at = 0, None
+    for run in runs:
+        if run["status"] == "success":
+            return Past(run.get("started_at") or run["finished_at"], failures, failed_at)
+        if run["status"] == "failure" and run.get("error_code") != RunStopped.code:
+            failures += 1
+            failed_at = failed_at or run.get("finished_at") or run.get("started_at")
+    return Past(None, failures, failed_at)
 
 
 def seconds(text: object) -> float:
@@ -78,12 +110,34 @@ def next_due(every: str, after: datetime) -> datetime:
         raise ValueError("cron expression: there is no such day") from None
 
 
-def is_due(every: str, last: datetime | None, now: datetime) -> bool:
-    """Whether a pipeline is to run now. last: when its last good run began; None runs at once."""
-    if last is None:
-        return True
+def next_run(every: str, past: Past) -> datetime | None:
+    """From when on a pipeline is to run; None for at once, as it never has.
+
+    After failures that is its time, or the end of the wait where that comes later. The wait ends in any
+    case when a pipeline that had just been run would be due.
+    """
+    moments = [next_due(every, past.began)] if past.began else []
+    if past.failed_at:
+        wait = _wait(every, past.failures)
+        moments.append(min(past.failed_at + wait, next_due(every, past.failed_at)))
+    return max(moments, default=None)
+
+
+def is_due(every: str, past: Past, now: datetime) -> bool:
+    """Whether a pipeline is to run now: `next_run` has come, or nearly."""
     early = timedelta(0) if is_cron(every) else min(EARLY, timedelta(seconds=seconds(every) / 20))
-    return next_due(every, last) <= now + early
+    if past.began and next_due(every, past.began) > now + early:
+        return False
+    if past.failed_at is None:
+        return True
+    wait = _wait(every, past.failures)
+    waited = past.failed_at + wait <= now + min(EARLY, wait / 20)
+    return waited or next_due(every, past.failed_at) <= now + early
+
+
+def _wait(every: str, failures: int) -> timedelta:
+    """How long to leave a source alone: 1, 2, 4 … times as long as a timer for it alone would sleep."""
+    return min(timedelta(minutes=tick_minutes([every])) * 2 ** min(failures - 1, 6), LONGEST_WAIT)
 
 
 def late_from(every: str, last: datetime) -> datetime:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dwcli import clock
-from dwcli.clock import checked_every, is_due, late_from, next_due, tick_minutes
+from dwcli.clock import Past, checked_every, is_due, late_from, next_due, next_run, past_of, tick_minutes
 from dwcli.errors import ConfigError
 from dwcli.project import load_project
 
@@ -44,13 +44,55 @@ def test_due_and_late():
     last = at("2026-01-01 10:00")
     minutes = [59, 60, 66, 67]
     moments = [last + timedelta(minutes=m) for m in minutes]
-    assert [is_due("1h", last, now) for now in moments] == [False, True, True, True]
+    assert [is_due("1h", Past(last), now) for now in moments] == [False, True, True, True]
     assert [late_from("1h", last) < now for now in moments] == [False, False, False, True]
-    assert is_due("1h", None, last)
-    assert not is_due("0 6 * * *", last, at("2026-01-02 04:59:59"))
-    assert is_due("0 6 * * *", last, at("2026-01-02 05:00"))
+    assert is_due("1h", Past(), last)
+    assert not is_due("0 6 * * *", Past(last), at("2026-01-02 04:59:59"))
+    assert is_due("0 6 * * *", Past(last), at("2026-01-02 05:00"))
     assert late_from("0 6 * * *", last) == at("2026-01-02 06:00")
-    assert is_due("1h", last, last + timedelta(minutes=59, seconds=40))  # a timer is never exact
+    assert is_due("1h", Past(last), last + timedelta(minutes=59, seconds=40))  # a timer is never exact
+
+
+@pytest.mark.parametrize(
+    ("every", "waits"),
+    [
+        ("1d", [15, 30, 60, 60]),
+        ("1h", [3, 6, 12, 24, 48, 60, 60]),
+        ("10m", [1, 2, 4, 8, 10, 10]),  # never longer than its own time
+        ("1m", [1, 1, 1]),
+        ("0 6 * * *", [15, 30, 60, 60]),
+        ("59 23 * * *", [1, 2, 4, 8, 16, 32, 60, 60]),
+        ("*/5 * * * *", [4, 4]),  # what is due again by the clock does not wait
+    ],
+)
+def test_what_fails_is_tried_again_after_growing_waits(every, waits):
+    failed = at("2026-01-02 10:01")
+    for began in (None, at("2025-12-24 10:00")):
+        for failures, minutes in enumerate(waits, 1):
+            past = Past(began, failures, failed)
+            again = failed + timedelta(minutes=minutes)
+            assert next_run(every, past) == again
+            assert is_due(every, past, again)
+            assert not is_due(every, past, again - timedelta(seconds=31))
+
+
+def test_a_failure_before_its_time_does_not_make_a_pipeline_due_earlier():
+    past = Past(at("2026-01-01 10:00"), 1, at("2026-01-01 10:10"))
+    assert next_run("1h", past) == at("2026-01-01 11:00")
+    assert not is_due("1h", past, at("2026-01-01 10:50"))
+
+
+def test_the_past_is_what_has_come_since_the_last_good_run():
+    def run(status: str, minute: int, code: str | None = None) -> dict[str, object]:
+        began = at(f"2026-01-01 10:{minute:02}")
+        ended = began + timedelta(seconds=30)
+        return {"status": status, "started_at": began, "finished_at": ended, "error_code": code}
+
+    stopped = run("failure", 8, "DW-STOPPED")
+    runs = [stopped, run("failure", 6), run("failure", 4), run("success", 2), run("failure", 1)]
+    assert past_of(runs) == Past(at("2026-01-01 10:02"), 2, at("2026-01-01 10:06:30"))
+    assert past_of([run("running", 9), *runs]) == past_of(runs)
+    assert past_of([stopped]) == past_of([]) == Past()
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,9 @@ def test_the_audit_table_is_made_once(engine: Engine) -> None:
     ensure_audit_table(engine)
 
     assert count(engine, "etl_audit_log") == 0
+    assert [index["column_names"] for index in inspect(engine).get_indexes("etl_audit_log")] == [
+        ["pipeline_name", "started_at"]
+    ]
 
 
 def test_an_older_audit_table_gets_the_columns_it_lacks(engine: Engine) -> None:

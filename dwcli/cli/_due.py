@@ -1,7 +1,7 @@
 """`dw run --due`: which pipelines' time has come.
 
-That is asked of the audit log each time: nothing else is kept, so a missed day is caught up by one run,
-and a failed run is due again at the next call.
+That is asked of the audit log each time: nothing else is kept, so a missed day is caught up by one run.
+What has failed is due again after waits that grow with the failures.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dwcli.cli.settings import settings
 if TYPE_CHECKING:
     import psycopg
 
+    from dwcli.clock import Past
     from dwcli.events import Emit, Event
     from dwcli.project import Pipeline, Project
 
@@ -30,21 +31,28 @@ def with_a_time(project: Project, names: Sequence[str]) -> list[Pipeline]:
     return [pipeline for pipeline in chosen if pipeline.config.every]
 
 
-def last_good_starts(url: str) -> dict[str, datetime]:
-    """When the last good run of each pipeline began."""
-    from dwcli.staging.audit import good_starts
+def pasts(url: str, pipelines: Sequence[Pipeline]) -> dict[str, Past]:
+    """What decides when each of these pipelines runs next, by its name."""
     from dwcli.warehouse import connect
 
     with closing(connect(url)) as connection:
-        return good_starts(connection)
+        return pasts_of(connection, [pipeline.full_name for pipeline in pipelines])
 
 
-def due_of(pipelines: Sequence[Pipeline], starts: Mapping[str, datetime]) -> list[Pipeline]:
+def pasts_of(connection: psycopg.Connection, names: Sequence[str]) -> dict[str, Past]:
+    """What the audit log says of the past of pipelines, by name; one that never ran is not there."""
+    from dwcli.clock import past_of
+    from dwcli.staging.audit import latest_runs
+
+    return {name: past_of(runs) for name, runs in latest_runs(connection, names=names).items()}
+
+
+def due_of(pipelines: Sequence[Pipeline], known: Mapping[str, Past]) -> list[Pipeline]:
     """The pipelines that are to run now."""
-    from dwcli.clock import is_due
+    from dwcli.clock import Past, is_due
 
     now = datetime.now(UTC)
-    return [p for p in pipelines if is_due(p.config.every or "", starts.get(p.full_name), now)]
+    return [p for p in pipelines if is_due(p.config.every or "", known.get(p.full_name, Past()), now)]
 
 
 def part_running(url: str, pipelines: Sequence[Pipeline]) -> tuple[list[Pipeline], list[dict[str, Any]]]:
@@ -91,9 +99,7 @@ def still_due(pipelines: Sequence[Pipeline]) -> Callable[[psycopg.Connection, st
     by_name = {p.full_name: p for p in pipelines}
 
     def wanted(session: psycopg.Connection, name: str) -> bool:
-        from dwcli.staging.audit import good_starts
-
-        return bool(due_of([by_name[name]], good_starts(session)))
+        return bool(due_of([by_name[name]], pasts_of(session, [name])))
 
     return wanted
 
@@ -130,13 +136,19 @@ def locked_as_skipped(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
     return [skipped(r, r["error"]["message"]) if is_locked(r) else r for r in results]
 
 
-def tell_nothing_due(pipelines: Sequence[Pipeline], starts: Mapping[str, datetime]) -> None:
+def tell_nothing_due(pipelines: Sequence[Pipeline], known: Mapping[str, Past]) -> None:
     """Say that there is nothing to do, and when there will be."""
-    from dwcli.clock import next_due
+    from dwcli.clock import Past, next_run
+    from dwcli.render.runs import after_failures
     from dwcli.render.words import local_time
 
     if not pipelines:
         tell("Nothing is due: no pipeline has a time. Give one in its source file, such as every: 1h")
         return
-    moment, name = min((next_due(p.config.every or "", starts[p.full_name]), p.full_name) for p in pipelines)
-    tell(f"Nothing is due. {name} is next: {local_time(moment)}")
+    now = datetime.now(UTC)
+    found = [(p.full_name, known.get(p.full_name, Past()), p.config.every or "") for p in pipelines]
+    moment, name, past = min(
+        ((next_run(every, past) or now, name, past) for name, past, every in found), key=lambda one: one[:2]
+    )
+    after = f"{after_failures(past.failures)}; at once: dw run {name}" if past.failures else ""
+    tell(f"Nothing is due. {name} is next: {local_time(moment)}{after}")

@@ -163,7 +163,8 @@ STANDING: Fields = {
     "last_ok": Field("moment?", "when the last good run ended"),
     "last_run": Field("moment?", "when the last run ended, or began if it still runs"),
     "every": Field("text?", "how often it is to run"),
-    "due": Field("moment?", "when it is to run next"),
+    "due": Field("moment?", "when it is to run next; after failures, when it is tried again"),
+    "failures": Field("integer", "runs that failed since the last good one, as far as the last runs tell"),
     "rows": Field("integer?", "rows that the last good run loaded"),
     "trend": Field("list", "rows of the last runs, oldest first; null for one that failed", of="integer?"),
     "fix": Field("text", "the command that mends it or tells more; may be empty"),
@@ -299,15 +300,7 @@ CLEAN: Fields = {
 }
 FAILURE: Fields = {
     "ok": Field("boolean", "always false"),
-    "error": Field(
-        "object",
-        "what went wrong",
-        {
-            "code": ERROR["code"],
-            "message": ERROR["message"],
-            "hint": ERROR["hint"],
-        },
-    ),
+    "error": Field("object", "what went wrong", ERROR),
 }
 
 

@@ -120,15 +120,16 @@ def _late(project: Project, connection: psycopg.Connection, timed: Sequence[Pipe
     """The pipelines that are late and were not told of."""
     from datetime import UTC, datetime
 
+    from dwcli.cli._due import pasts_of
     from dwcli.clock import late_from
-    from dwcli.staging.audit import good_starts
 
     if not timed or project.config.notify is None or "stale" not in project.config.notify.on:
         return []
-    starts = good_starts(connection)
+    known = pasts_of(connection, [pipeline.full_name for pipeline in timed])
     found: list[Item] = []
     for pipeline in timed:
-        began, every = starts.get(pipeline.full_name), pipeline.config.every or ""
+        past, every = known.get(pipeline.full_name), pipeline.config.every or ""
+        began = past.began if past else None
         if began is None or late_from(every, began) >= datetime.now(UTC):
             continue
         from dwcli.pipeline.notify import claim_late, late_news

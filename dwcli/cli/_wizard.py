@@ -49,7 +49,13 @@ WRITE_WORDS = {
     "replace": "replace (reload everything)",
     "scd2": "scd2 (keep every version of a row)",
 }
-EVERY = (("1h", "1 hour"), ("15m", "15 min"), ("1d", "1 day"), (NONE, "only by hand"))
+EVERY = (
+    ("1h", "1 hour"),
+    ("15m", "15 min"),
+    ("1d", "1 day"),
+    (NONE, "only by hand"),
+    ("*", "other     2h, or by the clock: 0 6 * * 1-5 is at 6:00 from Monday to Friday"),
+)
 #: Kinds of sources that people ask for most stand first.
 FIRST = ("postgres", "mysql", "files", "http", "sqlite")
 PREVIEW_ROWS = 3
@@ -390,7 +396,20 @@ def _ask_query(connector: Connector, taken: set[str]) -> tuple[str, Resource]:
 
 def ask_every() -> str:
     """How often; "" is only by hand."""
-    return prompts.choose("Every", EVERY, "1h")
+    answer = prompts.choose("Every", EVERY, "1h")
+    if answer != "*":
+        return answer
+    return prompts.text("Duration, or cron: minute hour day month weekday", check=_no_time).strip()
+
+
+def _no_time(typed: str) -> str:
+    from dwcli.clock import checked_every
+
+    try:
+        checked_every(typed)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def ask_load() -> str:

@@ -350,7 +350,7 @@ def _fail(error: DwError) -> int:
     if _settings.settings().json:
         import json
 
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        told = {"code": error.code, "message": error.message, "why": error.why, "hint": error.hint}
         told = {key: redact(text, secrets) for key, text in told.items()}
         sys.stdout.write(json.dumps({"ok": False, "error": told}) + "\n")
     if _settings.settings().verbose > 1:

@@ -90,7 +90,8 @@ def failures(
     from dwcli.pipeline.lock import holder
     from dwcli.staging.audit import latest_runs
 
-    known, here = latest_runs(connection, 1), last_runs_here(project)
+    names = [pipeline.full_name for pipeline in pipelines]
+    known, here = latest_runs(connection, 1, names), last_runs_here(project)
     found = []
     for pipeline in pipelines:
         name = pipeline.full_name

@@ -228,12 +228,12 @@ def _run_due(
     before = read_last(project)
     try:
         url = warehouse_url_for(project, warehouse)
-        starts = _due.last_good_starts(url)
+        known = _due.pasts(url, timed)
     except DwError as error:
         tell_of_warehouse(project, before, error)
         raise
     tell_of_warehouse(project, before, None)
-    due = _due.due_of(timed, starts)
+    due = _due.due_of(timed, known)
     results: list[dict[str, Any]] = []
     if due:
         from dwcli.pipeline import RunOptions, run_project
@@ -253,7 +253,7 @@ def _run_due(
             raise typer.Exit(stopped.exit_code) from None
         results += _due.locked_as_skipped(done)
     if not results:
-        _due.tell_nothing_due(timed, starts if not due else _due.last_good_starts(url))
+        _due.tell_nothing_due(timed, known if not due else _due.pasts(url, timed))
     report(project, results, alone=False)
     tell_of_runs(project, url, results, before, timed)
     if any(result["status"] == "failure" for result in results):

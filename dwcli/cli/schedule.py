@@ -186,5 +186,6 @@ def _record(standing: Standing, now: datetime) -> dict[str, Any]:
         "state": standing.state,
         "last_ok": standing.last_ok,
         "due": standing.due,
+        "failures": standing.failures,
         "is_due": standing.due is not None and standing.due <= now,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from dwcli.clock import late_from, next_due
+from dwcli.clock import late_from, next_run, past_of
 from dwcli.events import Stage
 from dwcli.render.tables import Column, Said, fields
 from dwcli.render.words import (
@@ -293,6 +293,8 @@ class Standing:
     error: str = ""
     #: when it is to run next, or was to run; None where it has no `every:`
     due: datetime | None = None
+    #: runs that failed since the last good one; each makes the wait until the next try longer
+    failures: int = 0
 
 
 def standing(
@@ -308,8 +310,8 @@ def standing(
     """
     ended = [run for run in runs if run.get("status") != "running"]
     good = next((run for run in ended if run["status"] == "success"), None)
-    began = (good.get("started_at") or good["finished_at"]) if good else None
-    state = _state(runs, bool(began and every and late_from(every, began) < now))
+    past = past_of(runs)
+    state = _state(runs, bool(past.began and every and late_from(every, past.began) < now))
     newest = runs[0] if runs else {}
     return Standing(
         pipeline,
@@ -324,7 +326,8 @@ def standing(
         ),
         _fix(pipeline, state, newest),
         str(newest.get("error_message") or "") if state == "FAILED" else "",
-        (next_due(every, began) if began else now) if every else None,
+        (next_run(every, past) or now) if every else None,
+        past.failures,
     )
 
 
@@ -390,14 +393,22 @@ SCHEDULE_COLUMNS = (
 
 def schedule_row(standing: Standing, now: datetime) -> list[Any]:
     """One row of `dw schedule show`: when a pipeline is due next."""
-    due = standing.due
+    due, failed = standing.due, standing.failures
+    after = after_failures(failed)
     return [
         standing.pipeline,
         standing.every,
         Said(standing.state, state_word(standing.state)),
         Said(standing.last_ok, ago(standing.last_ok, now) if standing.last_ok else "-"),
-        Said(due, ("now" if due <= now else local_time(due)) if due else "by hand"),
+        Said(due, ("now" if due <= now else local_time(due)) + after if due else "by hand"),
     ]
+
+
+def after_failures(failures: int) -> str:
+    """`, after 2 failures`; "" after none. No more than RUNS_SHOWN are counted."""
+    if not failures:
+        return ""
+    return f", after {count(failures, 'failure') if failures < RUNS_SHOWN else 'many failures'}"
 
 
 def next_step(standings: Sequence[Standing]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ DETAILS = {
     "command": "TEXT",
     "snapshot": "TEXT",
 }
+#: `dw status` and `dw run --due` ask for the last runs of each pipeline.
+INDEX = "etl_audit_log_by_pipeline"
 LOCK_KEY = 7_206_001  # arbitrary; serializes the making of dw's own tables
 
 
@@ -80,6 +83,20 @@ def ensure_audit_table(engine: Engine | Connection) -> None:
         for name, kind in (COLUMNS | DETAILS).items():
             if name not in present:
                 connection.execute(text(f"ALTER TABLE etl_audit_log ADD COLUMN {name} {kind}"))
+        _ensure_index(connection, postgres)
+
+
+def _ensure_index(connection: Connection, postgres: bool) -> None:
+    """Make the index, once: IF NOT EXISTS alone would wait for whoever is writing to the log."""
+    from sqlalchemy import text
+    from sqlalchemy.exc import ProgrammingError
+
+    if postgres and connection.scalar(text(f"SELECT to_regclass('{INDEX}')")):
+        return
+    make = f"CREATE INDEX IF NOT EXISTS {INDEX} ON etl_audit_log (pipeline_name, started_at DESC)"
+    # a table of another role's works without it
+    with suppress(ProgrammingError), connection.begin_nested():
+        connection.execute(text(make))
 
 
 def write_audit_record(
@@ -224,35 +241,32 @@ def find_run(connection: psycopg.Connection, prefix: str) -> dict[str, Any]:
     return found[0]
 
 
-def latest_runs(connection: psycopg.Connection, per_pipeline: int = 7) -> dict[str, list[dict[str, Any]]]:
-    """The latest runs of every pipeline, newest first, by the pipeline's name.
+def latest_runs(
+    connection: psycopg.Connection, per_pipeline: int = 7, names: Sequence[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The latest runs of every pipeline, or of those named, newest first, by the pipeline's name.
 
     The latest good run is among them, as one more, however many failures have come after it.
     """
     query = """
-        select * from (
-            select *,
-                row_number() over (partition by pipeline_name order by started_at desc, id desc) as place,
-                row_number() over (partition by pipeline_name, status order by started_at desc, id desc)
-                    as place_of_status
-            from etl_audit_log) as numbered
-        where place <= %(per_pipeline)s or (place_of_status = 1 and status = 'success')
-        order by pipeline_name, place
+        with names as (
+            select distinct pipeline_name from etl_audit_log
+            where %(names)s::text[] is null or pipeline_name = any(%(names)s))
+        select log.* from names
+        cross join lateral (
+            (select id from etl_audit_log where pipeline_name = names.pipeline_name
+             order by started_at desc, id desc limit %(per_pipeline)s)
+            union
+            (select id from etl_audit_log where pipeline_name = names.pipeline_name and status = 'success'
+             order by started_at desc, id desc limit 1)) as latest
+        join etl_audit_log as log on log.id = latest.id
+        order by log.pipeline_name, log.started_at desc, log.id desc
     """
     grouped: dict[str, list[dict[str, Any]]] = {}
-    for row in _rows(connection, query, {"per_pipeline": per_pipeline}):
-        del row["place"], row["place_of_status"]
+    values = {"per_pipeline": per_pipeline, "names": None if names is None else list(names)}
+    for row in _rows(connection, query, values):
         grouped.setdefault(row["pipeline_name"], []).append(row)
     return grouped
-
-
-def good_starts(connection: psycopg.Connection) -> dict[str, datetime]:
-    """When the last good run of each pipeline began, by the pipeline's name."""
-    query = """
-        select pipeline_name, max(started_at) as began from etl_audit_log
-        where status = 'success' group by pipeline_name
-    """
-    return {row["pipeline_name"]: row["began"] for row in _rows(connection, query, {})}
 
 
 def run_before(connection: psycopg.Connection, pipeline: str, run_id: str) -> dict[str, Any] | None:

@@ -441,6 +441,24 @@ def test_plain_questions_are_numbered_lines(terminal, project, shop_db):
     assert list(written(project)["pipelines"]) == ["customers", "orders"]
 
 
+def test_a_time_of_ones_own_is_typed_and_judged(terminal, project, shop_db):
+    child = terminal("add-source", "sqlite", "shop", "--tables", "customers", DW_PLAIN="1")
+    answer(child, "Path of the database file: ", "shop.db\n")
+    child.expect_exact("5. other     2h, or by the clock: 0 6 * * 1-5")
+    answer(child, "Number [1]: ", "5\n")
+    answer(child, "minute hour day month weekday: ", "0 6 * *\n")
+    child.expect_exact("a cron expression has five fields")
+    answer(child, "minute hour day month weekday: ", "0 0 31 2 *\n")
+    child.expect_exact("cron expression: ")
+    answer(child, "minute hour day month weekday: ", "often\n")
+    child.expect_exact("neither a duration (90s, 15m, 1h, 30d) nor a cron expression (0 6 * * 1-5)")
+    answer(child, "minute hour day month weekday: ", "0 6 * * 1-5\n")
+    answer(child, "Number [1]: ", "3\n")
+    child.expect_exact("--every '0 6 * * 1-5'")
+    assert exit_code(child) == 0
+    assert written(project)["pipelines"]["customers"]["every"] == "0 6 * * 1-5"
+
+
 def test_questions_go_to_stderr_so_that_stdout_can_be_piped(terminal, environment, project, shop_db):
     child = pexpect.spawn(
         "/bin/sh",

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psycopg
@@ -66,10 +67,49 @@ def test_names_limit_it_and_what_has_no_time_is_never_due(dw, shop):
     assert "no pipeline has a time" in done.stderr
 
 
-def test_a_failed_run_is_due_again_at_the_next_call(dw, shop):
-    for _ in range(2):
+def test_what_fails_is_tried_again_after_waits_that_grow(dw, shop, warehouse):
+    assert due(dw, shop, "broken")[1] == {"broken.missing": "failure"}
+    for minutes in (15, 30):  # it is to run every day
+        age(warehouse, "broken.missing", f"{minutes - 5} minutes")
+        done, ran, _ = due(dw, shop, "broken")
+        assert (done.returncode, ran) == (0, {})
+        said = " ".join(done.stderr.split())
+        assert "broken.missing is next: " in said and "at once: dw run broken.missing" in said
+        age(warehouse, "broken.missing", "5 minutes")
         done, ran, _ = due(dw, shop, "broken")
         assert (done.returncode, ran) == (1, {"broken.missing": "failure"})
+    assert dw("run", "missing", cwd=shop).returncode == 1  # asked for by name it never waits
+    with closing(sqlite3.connect(shop / "shop.db")) as connection, connection:
+        connection.execute("create table nowhere (id integer)")
+    assert dw("run", "missing", cwd=shop).returncode == 0
+    age(warehouse, "broken.missing", "1 day")
+    assert due(dw, shop, "broken")[1] == {"broken.missing": "success"}
+
+
+def test_schedule_says_when_what_failed_is_tried_again(dw, shop, terminal, warehouse):
+    due(dw, shop, "broken")
+    shown = json.loads(dw("schedule", "show", "--json", cwd=shop).stdout)["pipelines"]
+    missing = next(p for p in shown if p["pipeline"] == "broken.missing")
+    (ended,) = warehouse.execute("select finished_at from etl_audit_log").fetchone()
+    assert datetime.fromisoformat(missing["due"]) == ended + timedelta(minutes=15)
+    assert (missing["failures"], missing["is_due"]) == (1, False)
+    age(warehouse, "broken.missing", "15 minutes")
+    terminal("schedule", "show", width=120).expect("now, after 1 failure")
+
+
+def test_a_failure_of_another_dw_meanwhile_is_asked_under_the_lock(shop, warehouse, warehouse_url):
+    from dwcli.cli._due import due_of, pasts, still_due
+    from dwcli.pipeline import RunOptions, run_project
+    from dwcli.project import load_project, select
+
+    project = load_project(shop)
+    missing = select(project, ["missing"])
+    assert due_of(missing, pasts(warehouse_url, missing)) == missing
+    run_project(project, missing, warehouse_url, RunOptions(), lambda event: None)
+    options = RunOptions(wanted=still_due(missing))
+    (result,) = run_project(project, missing, warehouse_url, options, lambda event: None)
+    assert result["error"]["code"] == "DW-LOCKED"
+    assert warehouse.execute("select count(*) from etl_audit_log").fetchone() == (1,)
 
 
 def test_what_runs_already_is_skipped_quietly(dw, good, warehouse_url):

@@ -55,6 +55,10 @@ def test_every_document_is_as_it_is_described(dw, loaded):
     check("state set, state reset", "state", "reset", "orders", "--yes")
     check("clean", "clean", "--older", "1s", "--dry-run")
     check("Any command", "run", "nobody", code=2)
+    refused = check("Any command", "status", "-C", str(loaded / "sources"), "--watch", code=2)
+    assert refused["error"]["why"] == ""
+    unasked = check("Any command", "run", "--no-input", code=2)
+    assert "shop.orders" in unasked["error"]["why"]
 
 
 def test_a_run_that_still_runs_has_no_end(dw, loaded):
