@@ -148,7 +148,7 @@ def test_bars_stand_in_their_places():
         "       |##",
         "       |##          ##",
     ]
-    assert drawn[9] == "     0 |## ##    x  ##"
+    assert drawn[10] == "     0 |## ##    x  ##"
 
 
 def test_a_screen_that_is_not_utf8_gets_ascii(terminal, environment, past):
