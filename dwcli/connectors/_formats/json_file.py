@@ -355,6 +355,8 @@ def _plain_number(value: bytes) -> bytes:
 
 def _texts(values: list[bytes]) -> pa.Array:
     """Strings without their quotes, other scalars as they are written, nested ones compact."""
+    if {value[0] for value in values} <= set(b'"n') and b"\\" not in b"".join(values):  # as most columns are
+        return _strings([None if value == b"null" else value[1:-1] for value in values])
     return _strings([None if value == b"null" else _text(value) for value in values])
 
 
