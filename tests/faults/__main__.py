@@ -17,10 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -28,7 +29,7 @@ import psycopg
 from dwcli.crashpoints import POINTS
 from dwcli.warehouse import connect, embedded
 from tests.conftest import project_folder
-from tests.faults import forker
+from tests.faults import disks, forker, trouble
 from tests.faults.model import sequence
 from tests.faults.place import WRITES, make_place
 from tests.faults.proxy import Proxy, proxied
@@ -128,6 +129,118 @@ def modelled(bench: Bench) -> tuple[int, list[str]]:
     return sequence(bench.run, bench.folder / "shop", bench.url, bench.seed)
 
 
+def signal_at(name: str, point: str, write: str, when: str) -> Case:
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        place = make_place(bench.folder / "shop", bench.url, write, bench.seed)
+        reached, wrong = trouble.signalled(bench.run, place, name, point, when == "again")
+        return int(reached), wrong
+
+    return case
+
+
+def signal_during(name: str, phase: str, goes_on: bool) -> Case:
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        place = make_place(bench.folder / "shop", bench.url, trouble.PHASES[phase], bench.seed)
+        reached, wrong = trouble.signalled_while_waiting(bench.run, place, name, phase, goes_on)
+        return int(reached), wrong
+
+    return case
+
+
+def restarts(cases: Sequence[tuple[str, str, str]]) -> Case:
+    """Restart a server of one's own in one run after another: (place or phase, write, first or again)."""
+
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        hits, wrong = 0, []
+        with project_folder() as project:
+            home = trouble.own_server(project)
+            for number, (where, write, when) in enumerate(cases):
+                folder = bench.folder / str(number)
+                with trouble.own_place(home, folder, write, bench.seed + number) as place:
+                    if when == "during":
+                        hit, found = trouble.restarted_while_waiting(bench.run, place, home, where)
+                    else:
+                        hit, found = trouble.restarted(bench.run, place, home, where, when == "again")
+                hits += hit
+                wrong += [f"{where}, {write}, {when}: {text}" for text in found]
+        return hits, wrong
+
+    return case
+
+
+def full_lake(write: str, when: str, names: bool) -> Case:
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        place = make_place(bench.folder / "shop", bench.url, write, bench.seed)
+        lake = place.root / "lake"
+        lake.mkdir()
+        take = partial(disks.fill, leave=place.chance.randrange(0, 40, 4) * 1024)
+        if names:
+            take = partial(disks.fill_names, leave=place.chance.randrange(4))
+        with disks.small_disk(lake, "size=2m,nr_inodes=300"):
+            hit, wrong = trouble.lake_full(bench.run, place, lake, take, when == "again")
+        return int(hit), wrong
+
+    return case
+
+
+def full_warehouse(cases: Sequence[tuple[str, str]]) -> Case:
+    """Fill the disk of a server of one's own, up to some room, in one run after another: (write, when)."""
+
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        hits, wrong, chance = 0, [], random.Random(bench.seed)
+        with project_folder() as project:
+            home = trouble.own_server(project)
+            for number, (write, when) in enumerate(cases):
+                leave = chance.randrange(0, 400, 8) * 1024
+                with trouble.small_tablespace(home, str(number)) as (disk, name):
+                    folder = bench.folder / str(number)
+                    with trouble.own_place(home, folder, write, bench.seed + number, name) as place:
+                        hit, found = trouble.warehouse_full(bench.run, place, disk, leave, when == "again")
+                hits += hit
+                wrong += [f"{write}, {when}, {leave} bytes left: {text}" for text in found]
+        return hits, wrong
+
+    return case
+
+
+def full_log(point: str, write: str) -> Case:
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        with project_folder() as project:
+            disk = project / ".dw"
+            with disks.small_disk(disk, "size=200m,nr_inodes=20000"):
+                home = trouble.own_server(project)
+                with trouble.own_place(home, bench.folder, write, bench.seed) as place:
+                    hit, wrong = trouble.log_full(bench.run, place, home, disk, point)
+                embedded.remove(home)
+        return int(hit), wrong
+
+    return case
+
+
+def others(write: str, lock: str, new_column: bool, waits: bool) -> Case:
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        place = make_place(bench.folder / "shop", bench.url, write, bench.seed)
+        return 1, trouble.held_by_another(bench.run, place, lock, new_column, waits)
+
+    return case
+
+
+def other_lets_go(write: str, lock: str) -> Case:
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        place = make_place(bench.folder / "shop", bench.url, write, bench.seed)
+        return 1, trouble.let_go_in_time(bench.run, place, lock)
+
+    return case
+
+
+def readable(write: str, point: str) -> Case:
+    def case(bench: Bench) -> tuple[int, list[str]]:
+        place = make_place(bench.folder / "shop", bench.url, write, bench.seed)
+        return 1, trouble.readable_while_loading(bench.run, place, point)
+
+    return case
+
+
 def parts(scale: float) -> Iterator[tuple[str, str, list[Case]]]:
     """(name, what it is, cases) of every part, at a scale."""
 
@@ -148,7 +261,58 @@ def parts(scale: float) -> Iterator[tuple[str, str, list[Case]]]:
     yield "races", "times three runs of one pipeline were begun at once", [raced for _ in times(20)]
     yield "commits", "COMMITs whose connection was cut", [cut(WRITES[n % 3]) for n in times(9)]
     yield "bits", "flipped bits in Parquet and manifests", [flipped for _ in times(10)]
+    yield from _parts_of_trouble(times)
     yield "model", "runs in random sequences against a model", [modelled for _ in times(2000)]
+
+
+def _parts_of_trouble(times: Callable[[float], range]) -> Iterator[tuple[str, str, list[Case]]]:
+    """The parts in which nothing is killed."""
+    signals = [
+        signal_at(name, point, write, when)
+        for _ in times(2)
+        for point in trouble.SIGNAL_POINTS
+        for name in trouble.STOPPED
+        for write in WRITES
+        for when in ("first", "again")
+    ]
+    signals += [
+        signal_during(name, phase, goes_on)
+        for _ in times(5)
+        for phase in trouble.PHASES
+        for name in trouble.STOPPED
+        for goes_on in (False, True)
+    ]
+    yield "signals", "runs ended by SIGINT, SIGTERM or SIGHUP, in every phase", signals
+    at_points = [(point, write, when) for point in POINTS for write in WRITES for when in ("first", "again")]
+    during = [(phase, trouble.PHASES[phase], "during") for phase in trouble.PHASES for _ in range(4)]
+    restarted = [restarts((at_points + during)[n::12]) for _ in times(1) for n in range(12)]
+    yield "restarts", "restarts of the warehouse in the midst of a run", restarted
+    if reason := disks.why_not():
+        print(f"no disk is filled: {reason}")
+    else:
+        lakes = [
+            full_lake(write, when, names)
+            for _ in times(10)
+            for write in WRITES
+            for when in ("first", "again")
+            for names in (False, True)
+        ]
+        yield "lake", "runs whose lake had no room left", lakes
+        both = [(write, when) for write in WRITES for when in ("first", "again")]
+        warehouses: list[Case] = [full_warehouse(both) for _ in times(12)]
+        warehouses += [full_log(p, w) for _ in times(2) for p in ("copied", "finished") for w in WRITES]
+        yield "warehouse", "runs whose warehouse had no room left", warehouses
+    modes = ("access share", "share row exclusive", "access exclusive")
+    held = [
+        others(write, lock, new_column, waits=new_column or lock != modes[0])
+        for _ in times(1)
+        for write in WRITES
+        for lock in modes
+        for new_column in (False, True)
+    ]
+    held += [other_lets_go(write, lock) for _ in times(3) for write in WRITES for lock in modes]
+    held += [readable(write, point) for _ in times(3) for write in WRITES for point in ("begin", "copied")]
+    yield "held", "runs into a table that others read or had locked", held
 
 
 def main() -> int:
