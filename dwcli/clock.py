@@ -137,7 +137,8 @@ def is_due(every: str, past: Past, now: datetime) -> bool:
 
 def _wait(every: str, failures: int) -> timedelta:
     """How long to leave a source alone: 1, 2, 4 … times as long as a timer for it alone would sleep."""
-    return min(timedelta(minutes=tick_minutes([every])) * 2 ** min(failures - 1, 6), LONGEST_WAIT)
+    ticks: int = 2 ** min(failures - 1, 6)
+    return min(timedelta(minutes=tick_minutes([every])) * ticks, LONGEST_WAIT)
 
 
 def late_from(every: str, last: datetime) -> datetime:

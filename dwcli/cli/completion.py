@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dwcli.cli import prompts
+from dwcli.cli._confirm import confirmed
 from dwcli.cli._say import say
-from dwcli.cli.settings import can_ask, settings
-from dwcli.errors import AnswerMissing, UsageError
+from dwcli.errors import UsageError
 from dwcli.references import write_private
 
 if TYPE_CHECKING:
@@ -115,16 +114,9 @@ def _install(shell: str) -> None:
         return
     say(f"To be added to {path}:\n")
     say("".join(f"    {line}\n" for line in text.splitlines()))
-    if not settings().yes:
-        if not can_ask():
-            raise AnswerMissing(
-                "can't ask whether to write: no terminal (or --no-input)",
-                hint=f"dw completion install {shell} --yes",
-            )
-        with prompts.on_stderr():
-            if not prompts.confirm("Write it?"):
-                say("Nothing was written.")
-                return
+    if not confirmed("Write it?", f"dw completion install {shell}", default=True):
+        say("Nothing was written.")
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if shell == "fish":

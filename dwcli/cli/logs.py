@@ -48,7 +48,7 @@ def logs(
     with path.open(encoding="utf-8", errors="replace") as file:
         over = follow and not _is_written(file)
         for line in _lines(file, follow):
-            entry = _parsed(line)
+            entry = entry_of(line)
             if first:
                 tell(f"run {short_id(path.stem)}  {entry.get('pipeline') or ''}  {_day(entry)}".rstrip())
                 first = False
@@ -119,7 +119,7 @@ def _is_of(path: Path, name: str) -> bool:
     """Whether a log is of a pipeline of this name, or of this source."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            pipeline = str(_parsed(file.readline()).get("pipeline"))
+            pipeline = str(entry_of(file.readline()).get("pipeline"))
     except FileNotFoundError:
         return False
     source, _, own = pipeline.partition(".")
@@ -139,7 +139,7 @@ def _lines(file: TextIO, follow: bool) -> Iterator[str]:
             begun += part
             if begun.endswith("\n"):
                 yield begun
-                if follow and _parsed(begun).get("event") == "RunFinished":
+                if follow and entry_of(begun).get("event") == "RunFinished":
                     return
                 begun = ""
         if not written:
@@ -163,17 +163,16 @@ def _is_written(file: TextIO) -> bool:
     return False
 
 
-def _parsed(line: str) -> dict[str, Any]:
-    """A line as an entry. One that is no JSON (a full disk cut it) is a message."""
+def entry_of(line: str | bytes) -> dict[str, Any]:
+    """A line of a log as an entry. One that is no JSON (a full disk cut it) is a message."""
     try:
         entry = json.loads(line)
     except ValueError:
         entry = None
-    return (
-        entry
-        if isinstance(entry, dict)
-        else {"event": "log", "logger": "dwcli", "message": line.rstrip("\n")}
-    )
+    if isinstance(entry, dict):
+        return entry
+    text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    return {"event": "log", "logger": "dwcli", "message": text.rstrip("\n")}
 
 
 def _day(entry: dict[str, Any]) -> str:

@@ -127,15 +127,21 @@ def checks(connector: Connector, edit: str) -> Iterator[Check]:
         yield Check("login", True, _since(begun), _as_whom(connector))
         begun = time.perf_counter()
         offered = sum(1 for _ in islice(connector.discover(), COUNTED))
-        more = " or more" if offered == COUNTED else ""
-        detail = f"can read {offered:,}{more} {'table or file' if offered == 1 else 'tables or files'}"
-        yield Check("read", True, _since(begun), detail)
+        yield Check("read", True, _since(begun), _what_it_offers(connector, offered))
     except ConnectionFailed as error:
         yield Check(error.layer, False, _since(begun), _sentence(error), error.hint or edit)
     except DwError as error:
         yield Check("read", False, _since(begun), _sentence(error), error.hint or edit)
     finally:
         connector.close()
+
+
+def _what_it_offers(connector: Connector, offered: int) -> str:
+    if not offered:
+        usual = "lists nothing: it is empty, or this login may see nothing in it"
+        return str(getattr(connector.module, "UNLISTED", usual))
+    more = " or more" if offered == COUNTED else ""
+    return f"can read {offered:,}{more} {'table or file' if offered == 1 else 'tables or files'}"
 
 
 def _reach(connector: Connector) -> Iterator[Check]:

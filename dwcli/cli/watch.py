@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -171,12 +171,13 @@ def progress(folder: Path, run_id: str, known: Progress | None) -> Progress:
 
     A run of another machine has no log here: its progress stays empty.
     """
+    from dwcli.cli.logs import entry_of
     from dwcli.render.watching import Progress
 
     known = known or Progress()
     lines, place = _read_on(_log_file(folder, run_id), known.place)
     counts = {"read": known.read, "staged": known.staged, "loaded": known.loaded}
-    for entry in _entries(lines):
+    for entry in map(entry_of, lines):
         count = COUNTED.get(str(entry.get("event")))
         if count and isinstance(entry.get("rows"), int):
             counts[count] += entry["rows"]
@@ -185,13 +186,15 @@ def progress(folder: Path, run_id: str, known: Progress | None) -> Progress:
 
 def log_tail(folder: Path, run_id: str) -> list[Mapping[str, Any]]:
     """The last entries of a run's log; none where it has no log here."""
+    from dwcli.cli.logs import entry_of
+
     path = _log_file(folder, run_id)
     try:
         start = max(0, path.stat().st_size - TAIL_BYTES)
     except OSError:
         return []
     lines, _ = _read_on(path, start)
-    return list(_entries(lines[1:] if start else lines))
+    return [entry_of(line) for line in (lines[1:] if start else lines)]
 
 
 def _log_file(folder: Path, run_id: str) -> Path:
@@ -209,16 +212,6 @@ def _read_on(path: Path, place: int) -> tuple[list[bytes], int]:
         return [], place
     whole = data[: data.rfind(b"\n") + 1]
     return whole.splitlines(), place + len(whole)
-
-
-def _entries(lines: list[bytes]) -> Iterator[Mapping[str, Any]]:
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            yield entry
 
 
 # -- starting a run ------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ STAND_IN = "fake-gcs-server, graphql-core, and http.server in the manner of othe
 INCREMENTAL = "{cursor} in the query"
 TYPING = "inferred"
 STREAMING = True
+#: What `dw test-connection` says where `discover` finds nothing, as in most APIs.
+UNLISTED = "answers, and lists no endpoints: name a path as the query, such as /orders"
 
 _ADVANCED: dict[str, Any] = {"advanced": True}
 _SAMPLE_BYTES = 1024 * 1024

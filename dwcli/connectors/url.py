@@ -38,6 +38,8 @@ TRIED = "Cheroot 11"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
+#: What `dw test-connection` says where `discover` finds nothing.
+UNLISTED = "a web server does not tell what is in a folder: name a file as the query, such as orders.csv"
 
 _MAGIC = set("*?[")
 

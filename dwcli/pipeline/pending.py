@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import psycopg
+from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
 from dwcli.errors import DwError
@@ -96,16 +97,27 @@ def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, n
         manifest.cursor_to,
     )
     raw(data).execute(
-        "update etl_audit_log set status = 'success', rows_loaded = %s, rows_read = %s, parquet_files = %s,"
-        " rows_inserted = %s, rows_updated = %s, rows_rejected = %s, finished_at = now(), error_code = null,"
-        " error_message = 'died before its COMMIT; loaded from the lake by the next run' where run_id = %s",
+        """
+        update etl_audit_log set status = 'success', finished_at = now(), error_code = null,
+            error_message = 'died before its COMMIT; loaded from the lake by the next run',
+            rows_loaded = %s, rows_read = %s, rows_inserted = %s, rows_updated = %s, rows_deleted = %s,
+            rows_rejected = %s, parquet_files = %s, bytes_staged = %s, cursor_from = %s, cursor_to = %s,
+            values_changed = %s, snapshot = %s
+        where run_id = %s
+        """,
         (
             counts.rows,
             manifest.rows,
-            len(manifest.files),
             counts.inserted,
             counts.updated,
+            counts.deleted,
             counts.rejected,
+            len(manifest.files),
+            sum(staged.bytes for staged in manifest.files),
+            manifest.cursor_from,
+            manifest.cursor_to,
+            Jsonb(dict(manifest.values_changed)),
+            name,
             manifest.run_id,
         ),
     )

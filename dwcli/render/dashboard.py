@@ -35,6 +35,7 @@ from textual.widgets import DataTable, Footer, Input, RichLog, Sparkline, Static
 from dwcli.documents import nearest
 from dwcli.errors import DwError
 from dwcli.render.console import ascii_only
+from dwcli.render.logs import log_lines
 from dwcli.render.runs import AUDIT_COLUMNS, audit_detail, audit_row, state_of_run
 from dwcli.render.tables import Column, cell, fields, that_fit
 from dwcli.render.watching import (
@@ -43,7 +44,6 @@ from dwcli.render.watching import (
     Found,
     Run,
     going_row,
-    log_line,
     matches,
     pipeline_detail,
     pipeline_row,
@@ -416,8 +416,8 @@ class Dashboard(App[None]):
             return
         self.log_shown = shown
         log.clear()
-        for entry in entries:
-            log.write(log_line(entry))
+        for line in log_lines(entries, log.size.width):
+            log.write(line)
         if run_id and not entries:
             log.write(Text("no log of this run on this machine", style="dim"))
 
@@ -483,7 +483,7 @@ class Dashboard(App[None]):
         run = self.run_of(run_id)
         if run is None:
             return Text("this run is no longer among the last ones")
-        log = [log_line(entry) for entry in self.log_of(run_id)]
+        log = log_lines(self.log_of(run_id), screen)
         return Group(audit_detail(run, screen), Text(""), *log)
 
     def action_help(self) -> None:

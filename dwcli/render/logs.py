@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ STYLES = {"debug": "dim", "warning": "yellow", "error": "bold red", "critical": 
 SHORT = {"warning": "warn", "critical": "crit"}
 #: Of a screen narrower than this, the time and the level take less.
 WIDE = 60
+#: Of one narrower than this they take a line's beginning, no column.
+NARROW = 36
 
 LOG_COLUMNS = (Column("TIME"), Column("LEVEL"), Column("RUN"), Column("PIPELINE"), Column("WHAT"))
 #: What these say is said by an event beside it.
@@ -48,7 +50,14 @@ def log_line(entry: Mapping[str, Any], screen: int, tracebacks: bool = False) ->
         clock += f".{when.microsecond // 1000:03}"
     mark = Text.assemble((f"{clock:<{12 if wide else 8}} ", "dim"), (f"{word} ", STYLES.get(level, "")))
     said = Text(escape_lines(log_words(entry, tracebacks)))
+    if screen < NARROW:
+        return mark + said
     return marked(mark, broken(said, screen - mark.cell_len), mark.cell_len)
+
+
+def log_lines(entries: Iterable[Mapping[str, Any]], screen: int) -> list[RenderableType]:
+    """Entries of a log as lines, without what would be said twice."""
+    return [log_line(entry, screen) for entry in entries if not is_said_twice(entry)]
 
 
 def log_row(entry: Mapping[str, Any]) -> list[Any]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dwcli.render.runs import STYLES, Standing, needs_attention, rate, short_id, state_word, summary
+from dwcli.render.runs import STYLES, Standing, needs_attention, rate, short_id, state_word
 from dwcli.render.tables import Column, Said, fields
 from dwcli.render.words import ago, compact, count, duration, escape, local_time, sparkline
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.text import Text
 
 Run = Mapping[str, Any]
 
-#: Fields of a log's line that stand in every line, or that its own place on the screen already says.
-EVERYWHERE = ("time", "level", "logger", "event", "run_id", "pipeline", "pipeline_name", "message")
-LEVEL_STYLES = {"warning": "yellow", "error": "bold red", "critical": "bold red", "debug": "dim"}
 #: Bars in the list of pipelines; the chart has the rest.
 BARS_SHOWN = 7
 
@@ -119,40 +114,6 @@ def trend_words(trend: Sequence[int | None]) -> str:
     said += [f"{failed} failed"] if failed else []
     said += [f"last {compact(good[-1])}", f"most {compact(max(good))}"] if good else []
     return ", ".join(said)
-
-
-def log_line(entry: Mapping[str, Any]) -> Text:
-    """One line of a run's log: the time, what happened, and its values."""
-    from rich.text import Text
-
-    when = (f"{_clock_of(entry.get('time'))} ", "dim")
-    if entry.get("event") == "RunFinished":
-        told = [part for mark, body in summary(entry) for part in (mark, Text("  "), body, Text("\n"))]
-        return Text.assemble(when, *told[:-1])
-    said = str(entry["message"]) if "message" in entry else _in_words(str(entry.get("event", "")))
-    values = [f"{name}={_short(value)}" for name, value in entry.items() if _tells(name, value)]
-    words = escape("  ".join([said, *values]))
-    return Text.assemble(when, (words, LEVEL_STYLES.get(str(entry.get("level", "")), "")))
-
-
-def _in_words(event: str) -> str:
-    """`BatchRead` as `batch read`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", event).lower()
-
-
-def _tells(name: str, value: Any) -> bool:
-    return name not in EVERYWHERE and value not in (None, "", [], {})
-
-
-def _short(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _clock_of(text: Any) -> str:
-    try:
-        return datetime.fromisoformat(str(text)).astimezone().strftime("%H:%M:%S")
-    except ValueError:
-        return "--:--:--"
 
 
 def pipeline_detail(

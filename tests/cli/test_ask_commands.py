@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+import threading
+from contextlib import closing
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import polars as pl
 import pytest
@@ -227,6 +231,49 @@ def test_every_connection_is_checked_layer_by_layer(dw, shop):
     assert (done.returncode, found["ok"]) == (0, True)
     assert [entry["name"] for entry in found["connections"]] == ["dw", "broken", "shop"]
     assert "can read 2 tables" in done.stderr
+
+
+@pytest.fixture
+def silent_server():
+    """Address of a web server that has nothing."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("connection", "said"),
+    [
+        ("protocol: http\nbase_url: {base}/api", "lists no endpoints: name a path as the query"),
+        ("protocol: url\nurl: {base}/", "does not tell what is in a folder: name a file as the query"),
+        ("protocol: sqlite\ndatabase_path: ./empty.db", "lists nothing: it is empty, or this login may see"),
+    ],
+)
+def test_a_source_that_lists_nothing_says_what_that_means(dw, shop, silent_server, connection, said):
+    with closing(sqlite3.connect(shop / "empty.db")) as database, database:
+        database.execute("create table t (id integer)")
+        database.execute("drop table t")
+    (shop / "sources" / "quiet.yaml").write_text(connection.format(base=silent_server) + "\n", "utf-8")
+    done = dw("test-connection", "quiet", cwd=shop)
+    assert done.returncode == 0, done.stderr
+    check = json.loads(done.stdout)["checks"][-1]
+    assert (check["layer"], check["ok"]) == ("read", True)
+    assert said in check["detail"]
+    assert "can read 0" not in done.stderr
 
 
 def test_the_warehouse_alone_is_one_object(dw, shop):

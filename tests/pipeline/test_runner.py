@@ -489,8 +489,15 @@ def test_a_run_that_died_is_marked_by_the_next(warehouse_url: str, warehouse: An
 def test_a_snapshot_without_a_receipt_is_loaded_without_the_source(
     warehouse_url: str, warehouse: Any, lake: Path
 ) -> None:
+    told = (
+        "select snapshot, bytes_staged, cursor_from, cursor_to, values_changed, rows_deleted"
+        " from etl_audit_log order by id"
+    )
     merge(warehouse_url, lake, [{"id": 1, "at": day(1), "v": "\0a"}])
+    before = rows_of(warehouse, told)
     for statement in (
+        "update etl_audit_log set status = 'running', snapshot = null, bytes_staged = null, cursor_to = null,"
+        " values_changed = null, rows_deleted = null",
         "drop table t",
         "delete from etl_state",
         "delete from etl_load",
@@ -503,6 +510,9 @@ def test_a_snapshot_without_a_receipt_is_loaded_without_the_source(
     assert rows_of(warehouse, "select id, v from t") == [(1, "a")]
     assert source.asked[0].start == "2024-01-02 00:00:00+00"
     assert len(outcome.result["healed_runs"]) == 1
+    # the audit row is as if the run had ended by itself
+    assert rows_of(warehouse, told)[0] == before[0]
+    assert before[0][0].endswith(".manifest.json")
 
 
 def test_a_damaged_snapshot_is_never_loaded(warehouse_url: str, warehouse: Any, lake: Path) -> None:

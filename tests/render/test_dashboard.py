@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from dwcli.render.dashboard import KEYS, Dashboard
+from dwcli.render.logs import log_lines
 from dwcli.render.runs import standing
-from dwcli.render.watching import Found, Progress, going_row, log_line, matches, trend_of, trend_words
+from dwcli.render.watching import Found, Progress, going_row, matches, trend_of, trend_words
 
 GOLDEN = Path(__file__).parent / "golden"
 NOW = datetime(2026, 11, 22, 21, 48, 3, tzinfo=UTC)
@@ -50,10 +53,23 @@ LOG = [
         "time": "2026-11-22T21:47:03.100+00:00",
         "level": "info",
         "event": "RunStarted",
+        "pipeline": "shop.orders",
         "target": "public.orders",
     },
-    {"time": "2026-11-22T21:47:04.100+00:00", "level": "info", "event": "BatchRead", "rows": 120000},
-    {"time": "2026-11-22T21:47:05.100+00:00", "level": "warning", "event": "log", "message": "slow\x1b[2J"},
+    {
+        "time": "2026-11-22T21:47:04.100+00:00",
+        "level": "info",
+        "event": "BatchRead",
+        "rows": 120000,
+        "bytes": 9600000,
+    },
+    {
+        "time": "2026-11-22T21:47:05.100+00:00",
+        "level": "warning",
+        "event": "log",
+        "logger": "dwcli.connectors.sqlite",
+        "message": "slow\x1b[2J",
+    },
 ]
 
 
@@ -141,15 +157,15 @@ def test_the_trend_leaves_out_what_goes_on_and_marks_failures():
     assert trend_words([]) == "no runs known"
 
 
-def test_a_line_of_a_log_is_safe_and_short():
-    assert [log_line(entry).plain[9:] for entry in LOG] == [
-        "run started  target=public.orders",
-        "batch read  rows=120,000",
-        "slow\\x1b[2J",
+def test_the_lines_of_a_log_are_those_of_dw_logs(utc):
+    console = Console(file=StringIO(), width=100, color_system=None)
+    twice = {"time": "2026-11-22T21:47:04+00:00", "level": "info", "logger": "dwcli.staging.writer"}
+    console.print(*log_lines([*LOG, twice | {"event": "log", "message": "wrote a file"}], 100), sep="")
+    assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
+        "21:47:03.100 info    started: shop.orders into public.orders",
+        "21:47:04.100 info    read 120,000 rows (9.2 MB in memory)",
+        "21:47:05.100 warning slow\\x1b[2J",
     ]
-    assert log_line(
-        {"time": "x", "event": "RunFinished", "status": "success", "pipeline_name": "a.b"}
-    ).plain == ("--:--:-- ok  a.b  up to date   0 ms")
 
 
 def test_every_word_of_a_filter_must_be_there():
