@@ -18,7 +18,8 @@ ROUNDS ?= 3
 FAMILY_ROWS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test faults servers check format bench bench-families bench-merge docs docs-serve docs-generate lock clean \
+.PHONY: help setup demo demo-clean test faults servers check format bench bench-families bench-merge docs docs-serve docs-generate \
+	docs-record lock clean \
 	infra-up infra-down infra-status make-tests-staging make-tests-pipeline make-tests-all \
 	run-pipeline test-dw
 
@@ -92,6 +93,9 @@ docs-serve: docs-generate  ## show the documentation in a browser, rebuilt on ch
 docs-generate: $(READY)  ## write the reference pages from the code
 	$(BIN)/python docs/_generate.py
 	$(COG) -r $(PAGES)
+
+docs-record: $(READY)  ## play the quickstart in a terminal and keep the recording in docs/
+	$(BIN)/python docs/_record.py
 
 lock:  ## pin the newest versions that fit pyproject.toml (needs uv)
 	uv pip compile $(LOCK) --all-extras --group dev --group docs pyproject.toml -o requirements/dev.txt

@@ -81,7 +81,7 @@ def connect(config: Config) -> Client:
 def discover(client: Client) -> Iterator[Resource]:
     """Groups of files that look alike, then single files, each with the columns of its first block."""
     files = list_files(client, "")
-    offers = groups_of(files) if not client.pattern else iter([(client.config.path, files)])
+    offers = groups_of(files) if not client.pattern else iter([(client.pattern, files)])
     for name, members in offers:
         yield describe_listed(members, _local(client), name, client.options)
 

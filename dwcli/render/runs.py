@@ -136,10 +136,10 @@ AUDIT_COLUMNS = (
     Column("STATE"),
     Column("READ", right=True, optional=2),
     Column("NEW", right=True, optional=4),
-    Column("CHANGED", right=True, optional=4),
+    Column("CHANGED", right=True, optional=5),
     Column("LOADED", right=True, optional=3),
     Column("SECONDS", right=True, optional=3),
-    Column("BY", optional=5),
+    Column("BY", optional=6),
 )
 
 

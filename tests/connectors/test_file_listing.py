@@ -275,6 +275,14 @@ def test_what_is_offered_can_be_read(tree):
         assert values(list(connector.fetch_data(resource.name).items))
 
 
+def test_a_glob_is_offered_below_its_folder_wherever_the_project_is(tree):
+    for path, name in ((tree / "2024" / "*.csv", "*.csv"), (tree / "a.csv", "a.csv")):
+        connector = connected(path)
+        [found] = connector.discover()
+        assert found.name == name
+        assert values(list(connector.fetch_data(name).items)) == values(list(connector.fetch_data("").items))
+
+
 def test_of_many_files_only_the_group_is_offered(tmp_path):
     for number in range(MAX_SINGLE_FILES + 1):
         write(tmp_path, **{f"{number:04}": "id\n1\n"})

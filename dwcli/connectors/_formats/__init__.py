@@ -57,7 +57,7 @@ class FileFields(BaseModel):
     """How the files of a source are read. What is not given is found out from each file."""
 
     format: Literal["auto", "csv", "tsv", "json", "ndjson", "parquet", "excel"] = Field(
-        "auto", description="format of the files"
+        "auto", description="format of the files", json_schema_extra={"advanced": True}
     )
     delimiter: str = Field(
         "", max_length=2, description="CSV delimiter", json_schema_extra={"advanced": True}
@@ -76,7 +76,9 @@ class FileFields(BaseModel):
         description="CSV texts that mean NULL, beside the empty field",
         json_schema_extra={"advanced": True},
     )
-    sheet: str = Field("", description="sheet of a workbook, by name or number")
+    sheet: str = Field(
+        "", description="sheet of a workbook, by name or number", json_schema_extra={"advanced": True}
+    )
     skip_rows: int = Field(
         0, ge=0, description="lines above the header", json_schema_extra={"advanced": True}
     )
