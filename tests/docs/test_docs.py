@@ -41,7 +41,6 @@ INSTEAD = {
     "dw schedule off": "dw schedule off --yes",
     "dw run --dry-run": "dw run orders --dry-run",
     "dw replay": "dw replay orders",
-    "dw trace orders --key 7 which run and which file a row came from": "dw trace orders --key 7",
 }
 NOT_RUN = {"dw watch": "a dashboard: tests/cli/test_watch.py drives it"}
 BEGINNING = """
