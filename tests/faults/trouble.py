@@ -182,7 +182,8 @@ def _gate(place: Place, phase: str) -> Iterator[Callable[[], None]]:
 def _await_at_gate(session: psycopg.Connection) -> None:
     _await(
         session,
-        "select exists (select from pg_locks where locktype = 'advisory' and objsubid = 2 and not granted)",
+        "select exists (select from pg_locks where locktype = 'advisory' and objsubid = 2 and not granted"
+        " and database = (select oid from pg_database where datname = current_database()))",
     )
 
 
