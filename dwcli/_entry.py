@@ -19,8 +19,10 @@ def main() -> None:
     gc.set_threshold(100_000)
     # Arrow's allocator would take its memory in huge pages, half of them never used: some 60 MB.
     os.environ.setdefault("MIMALLOC_ARENA_EAGER_COMMIT", "0")
-    from dwcli.cli.app import main as run
-
+    try:
+        from dwcli.cli.app import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

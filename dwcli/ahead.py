@@ -17,13 +17,17 @@ JOIN_SECONDS = 5.0
 
 
 def ahead(
-    pieces: Iterable[Piece], depth: int = 1, stop: Callable[[], None] | None = None
+    pieces: Iterable[Piece],
+    depth: int = 1,
+    stop: Callable[[], None] | None = None,
+    heed: Callable[[], None] | None = None,
 ) -> Generator[Piece, None, None]:
     """Yield the pieces in order while a thread makes the next ones, at most `depth` waiting.
 
     An exception from `pieces` is raised here, in its place. Closing this generator stops the thread
     and closes `pieces` in the thread that ran it.
     stop: ends what the thread may be waiting for; called when the pieces are left before their end.
+    heed: called again and again while a piece is waited for; what it raises ends the waiting.
     """
     waiting: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
     unwanted = threading.Event()
@@ -35,7 +39,7 @@ def ahead(
     ended = False
     try:
         while True:
-            kind, value = _get(waiting)
+            kind, value = _get(waiting, heed)
             ended = kind != "piece"
             if kind == "end":
                 return
@@ -74,10 +78,12 @@ def _closable(pieces: Iterable[Piece]) -> Generator[Piece, None, None]:
             close()
 
 
-def _get(waiting: queue.Queue[tuple[str, object]]) -> tuple[str, object]:
+def _get(waiting: queue.Queue[tuple[str, object]], heed: Callable[[], None] | None) -> tuple[str, object]:
     """The next entry. It is waited for a little at a time: polars catches SIGINT in a way that leaves a lock
     without a timeout waiting, so that Ctrl-C would not be heard before the next piece is there."""
     while True:
+        if heed is not None:
+            heed()
         try:
             return waiting.get(timeout=PATIENCE_SECONDS)
         except queue.Empty:

@@ -7,23 +7,27 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from sqlalchemy import Engine
 
 from dwcli.connectors import Connector, create_connector, resolve_name
 from dwcli.contract import BATCH_BYTES
 from dwcli.errors import RunStopped
 from dwcli.events import Emit
-from dwcli.pipeline.record import Idle, Job, RunOptions
-from dwcli.pipeline.runner import attempt, close_idle
+from dwcli.pipeline.record import Ended, Idle, Job, RunOptions
+from dwcli.pipeline.runner import attempt, close, close_idle
 from dwcli.project import Pipeline, Project, connection_values, seconds, size_bytes
 from dwcli.warehouse.engine import make_engine
 
 #: Parts of the memory a run may take that one batch may be: some five are under way at once, in up to
 #: three forms, beside what Python and its libraries take.
 BATCHES_IN_MEMORY = 64
+#: How often the thread that waits for the others looks for a signal.
+HEAR_SECONDS = 0.2
 
 
 def run_project(
@@ -48,10 +52,7 @@ def run_project(
     results: list[dict[str, Any]] = []
     try:
         if options.jobs > 1 and len(jobs) > 1:
-            with ThreadPoolExecutor(options.jobs, "dw-job") as pool:
-                futures = [pool.submit(attempt, job, engine, options, emit) for job in jobs]
-                results += [future.result()[0] for future in futures]
-            return results
+            return _at_once(jobs, engine, options, emit)
         for job in jobs:
             result, error = attempt(job, engine, options, emit)
             results.append(result)
@@ -65,6 +66,23 @@ def run_project(
         engine.dispose()
 
 
+def _at_once(jobs: Sequence[Job], engine: Engine, options: RunOptions, emit: Emit) -> list[dict[str, Any]]:
+    """Run several at a time. A signal hangs up on the sources of those under way; no more are begun."""
+    ended = Ended()
+    with ThreadPoolExecutor(options.jobs, "dw-job") as pool:
+        futures = [pool.submit(attempt, replace(job, ended=ended), engine, options, emit) for job in jobs]
+        try:
+            while wait(futures, HEAR_SECONDS).not_done:  # without end, polars' handler would keep SIGINT
+                pass
+        except (KeyboardInterrupt, SystemExit) as error:
+            ended.event.set()
+            for connector in [*ended.reading]:
+                close(connector)
+            begun = [future for future in futures if not future.cancel()]
+            raise _stopped(error, [future.result()[0] for future in begun]) from error
+        return [future.result()[0] for future in futures]
+
+
 def passwords(url: str) -> tuple[str, ...]:
     """The password in the warehouse's URL, as it stands there and as it is meant."""
     written = urlsplit(url).password
@@ -73,8 +91,8 @@ def passwords(url: str) -> tuple[str, ...]:
 
 def _stopped(error: BaseException, results: list[dict[str, Any]]) -> RunStopped:
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130
-    text = "stopped; the run under way was rolled back, what was loaded before it stays"
-    if results and results[-1]["status"] == "success":  # the signal came after its COMMIT
+    text = "stopped; what was under way was rolled back, what was loaded before stays"
+    if results and all(result["status"] == "success" for result in results):  # it came after the last COMMIT
         text = "stopped; what was loaded stays"
     return RunStopped(text, results, code)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +17,7 @@ from dwcli.ahead import ahead
 from dwcli.contract import IngestedItem, IngestionResult
 from dwcli.errors import CountsDiffer
 from dwcli.events import BatchLoaded, BatchRead, BatchStaged, StageStarted
-from dwcli.pipeline.record import Run, tell_changes
+from dwcli.pipeline.record import Run, heed, tell_changes
 from dwcli.staging.audit import merged_counts
 from dwcli.staging.frames import Types, item_frame
 from dwcli.staging.loader import complete_rows, load_frame
@@ -43,7 +44,9 @@ def pump(run: Run, result: IngestionResult, load: Load, hang_up: Callable[[], No
     run.marker = open_snapshot(today, stem)
     run.emit(StageStarted(job.pipeline, "extract"))
     items = ahead(_limited(run, _timed(run, result)))
-    with contextlib.closing(ahead(_stage(run, items, today, stem), stop=hang_up)) as staged:
+    with contextlib.closing(
+        ahead(_stage(run, items, today, stem), stop=hang_up, heed=partial(heed, run))
+    ) as staged:
         for batch in staged:
             began = time.monotonic()
             rows = load_frame(load, batch.frame, batch.types, batch.path.name, batch.at)

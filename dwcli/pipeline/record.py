@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,17 @@ class Job:
     hidden: tuple[str, ...] = ()
     #: open connections that no run uses just now, by source, for the next run of the same command
     idle: dict[str, Idle] | None = None
+    #: set when the command is to end, for runs in other threads than the one that hears signals
+    ended: Ended | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Tells runs in other threads that a signal has ended the command."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    #: sources that they may be waiting for
+    reading: list[Connector] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,16 @@ class Run:
     unsure: bool = False
     #: loaded from the lake at the start, because an earlier run died before its COMMIT
     healed: list[str] = field(default_factory=list)
+
+
+def heed(run: Run) -> None:
+    """End this run here, if a signal has ended the command."""
+    if _is_ended(run):
+        raise KeyboardInterrupt
+
+
+def _is_ended(run: Run) -> bool:
+    return run.job.ended is not None and run.job.ended.event.is_set()
 
 
 def tell_changes(run: Run, load: Load) -> None:
@@ -246,7 +268,7 @@ def result_of(run: Run, error: DwError | None) -> dict[str, Any]:
 
 def explained(error: BaseException, run: Run) -> DwError:
     """Any error as one of ours, without secrets."""
-    if isinstance(error, KeyboardInterrupt | SystemExit):
+    if isinstance(error, KeyboardInterrupt | SystemExit) or _is_ended(run):
         if run.unsure:
             return RunStopped(f"stopped at COMMIT: {CommitUnknown.hint}")
         return RunStopped("stopped; everything of this run was rolled back")

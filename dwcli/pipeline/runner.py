@@ -57,6 +57,7 @@ from dwcli.pipeline.record import (
     RunOptions,
     audit,
     explained,
+    heed,
     result_of,
     tell_changes,
     warehouse_error,
@@ -259,7 +260,7 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         _announce(run, connector, cursor)
         with open_load(raw(data), job.schema, job.table, plan) as load:
             crashpoints.reached("begin")
-            pump(run, result, load, partial(_close, connector))
+            pump(run, result, load, partial(close, connector))
             crashpoints.reached("copied")
             state = settle_cursor(run, load, state, cursor)
             note_deletions(run, connector, load)
@@ -296,35 +297,38 @@ def connected(run: Run) -> Iterator[Connector]:
     source, idle = run.job.source, run.job.idle
     kept = idle.pop(source, None) if idle is not None else None
     if kept is not None and time.monotonic() - kept.since > IDLE_SECONDS:
-        _close(kept.connector)
+        close(kept.connector)
         kept = None
     connector = kept.connector if kept is not None else run.job.connector()
     if isinstance(connector.config, BaseModel):
         run.secrets += secrets_of(connector.config)
+    if run.job.ended is not None:
+        run.job.ended.reading.append(connector)
     try:
+        heed(run)
         _refuse_to_lose(run, connector)
         if kept is None:
             crashpoints.reached("connect")
             connector.connect()
         yield connector
     except BaseException:
-        _close(connector)
+        close(connector)
         raise
     if idle is None or hasattr(connector.module, "acknowledge"):
-        _close(connector)
+        close(connector)
     else:
         mine = Idle(connector, time.monotonic())
         if idle.setdefault(source, mine) is not mine:
-            _close(connector)
+            close(connector)
 
 
 def close_idle(idle: dict[str, Idle]) -> None:
     """Close the connections that runs have left for the next one."""
     while idle:
-        _close(idle.popitem()[1].connector)
+        close(idle.popitem()[1].connector)
 
 
-def _close(connector: Connector) -> None:
+def close(connector: Connector) -> None:
     """Close a source. What goes wrong then changes nothing in what was read."""
     try:
         connector.close()
@@ -457,6 +461,7 @@ def _finish(run: Run, load: Load, state: State, data: Connection) -> None:
 
 def commit(run: Run, data: Connection) -> None:
     """COMMIT. An error from here on may come after it has happened."""
+    heed(run)
     run.committing = True
     data.commit()
     run.committed, run.committing = True, False

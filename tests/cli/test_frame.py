@@ -200,3 +200,18 @@ def test_sigterm_ends_with_143(environment, project):
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=project, timeout=30)
     assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_ctrl_c_before_anything_is_imported_ends_with_130(environment):
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'dwcli.cli.app':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from dwcli._entry import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")

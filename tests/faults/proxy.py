@@ -15,12 +15,16 @@ COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
 
 @dataclass
 class Proxy:
-    """cut_at: which COMMIT of those to come is cut (0: none); forward: whether the server still sees it."""
+    """cut_at: which COMMIT of those to come is cut (0: none); forward: whether the server still sees it.
+
+    stays_down: whether nobody is let through after that.
+    """
 
     port: int = 0
     cut_at: int = 0
     forward: bool = True
     seen: int = 0
+    stays_down: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -44,6 +48,9 @@ def _accept(proxy: Proxy, listener: socket.socket, host: str, port: int) -> None
             client, _ = listener.accept()
         except OSError:
             break
+        if proxy.stays_down and 0 < proxy.cut_at <= proxy.seen:
+            client.close()
+            continue
         server = socket.create_connection((host, port))
         answered = threading.Event()
         for work in (_to_server, _to_client):

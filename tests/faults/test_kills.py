@@ -10,9 +10,14 @@ import psycopg
 import pytest
 
 from dwcli.crashpoints import POINTS
+from dwcli.events import Event, StageStarted, ignore
+from dwcli.pipeline import runner
+from dwcli.pipeline.project import run_project
+from dwcli.pipeline.record import RunOptions
+from dwcli.project import load_project, select
 from tests.faults import forker
 from tests.faults.forker import Forker
-from tests.faults.place import WRITES, make_place
+from tests.faults.place import WRITES, make_place, wrong_after_kill, wrong_when_whole
 from tests.faults.proxy import proxied
 from tests.faults.scenarios import (
     RUN,
@@ -69,6 +74,33 @@ def test_cut_at_a_commit(run: Forker, warehouse_url: str, tmp_path: Path, write:
             if not cut:
                 return
         pytest.fail("a run has no end of COMMITs")
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_commit_of_which_nobody_can_say_what_came_is_told_as_that(
+    warehouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: bool
+) -> None:
+    """The warehouse is gone from the COMMIT on; the next run finds out whether it has happened."""
+    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.5)
+    parts = psycopg.conninfo.conninfo_to_dict(warehouse_url)
+    place = make_place(tmp_path / "shop", warehouse_url, "append", 6)
+    project = load_project(place.root)
+    chosen = select(project, ["orders"])
+    with proxied("127.0.0.1", int(parts["port"] or 5432)) as proxy:
+        through = f"postgresql://{parts['user']}:{parts['password']}@127.0.0.1:{proxy.port}/{parts['dbname']}"
+
+        def cut_next(event: Event) -> None:
+            if isinstance(event, StageStarted) and event.stage == "load":
+                proxy.cut_at, proxy.forward, proxy.stays_down = proxy.seen + 1, forward, True
+
+        (first,) = run_project(project, chosen, through, RunOptions(), cut_next)
+    assert (first["status"], first["error"]["code"]) == ("failure", "DW-COMMIT")
+    assert "nothing twice" in first["error"]["hint"]
+    with psycopg.connect(warehouse_url, autocommit=True) as session:
+        assert wrong_after_kill(place, None, session) == []
+        (second,) = run_project(project, chosen, warehouse_url, RunOptions(), ignore)
+        assert second["healed_runs"] == ([] if forward else [first["run_id"]])
+        assert wrong_when_whole(place, session) == []
 
 
 def test_a_flipped_bit_is_found_before_anything_is_loaded(

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.faults import forker
@@ -46,3 +55,63 @@ def test_a_signal_at_a_commit_that_happens_all_the_same_is_no_failure(
 ) -> None:
     place = make_place(tmp_path / "shop", warehouse_url, "merge", 3)
     assert signalled_while_waiting(run, place, name, "commit", goes_on=True) == (True, [])
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_a_signal_ends_runs_side_by_side_that_wait_for_their_source(
+    warehouse_url: str, tmp_path: Path, name: str
+) -> None:
+    """The third is not begun; each of the others has an audit row."""
+    place = make_place(tmp_path / "shop", warehouse_url, "replace", 4)
+    with never_answering() as (address, asked):
+        pipelines = "".join(f"  p{n}: {{query: /p{n}, write: append}}\n" for n in range(3))
+        config = f"protocol: http\nbase_url: {address}\ntimeout_seconds: 600\npipelines:\n{pipelines}"
+        (place.root / "sources" / "shop.yaml").write_text(config, "utf-8")
+        process = subprocess.Popen(
+            [*forker.DW, "run", "--all", "--jobs", "2", "--json", "--no-input"],
+            cwd=place.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(forker.ROOT)},
+        )
+        for _ in range(2):
+            asked.get(timeout=120)
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        said, told = process.communicate(timeout=120)
+    assert process.returncode == STOPPED[name]
+    assert [run["error"]["code"] for run in json.loads(said)["runs"]] == ["DW-STOPPED"] * 2
+    assert b"Traceback" not in told
+    with psycopg.connect(warehouse_url) as session:
+        audited = session.execute("select status, error_code from etl_audit_log").fetchall()
+    assert audited == [("failure", "DW-STOPPED")] * 2
+
+
+@contextmanager
+def never_answering() -> Iterator[tuple[str, queue.Queue[str]]]:
+    """A server that begins to answer, and says no more: its address, and what it was asked."""
+    asked: queue.Queue[str] = queue.Queue()
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"[")
+            asked.put(self.path)
+            over.wait()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()

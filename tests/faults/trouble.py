@@ -129,15 +129,18 @@ def signalled_while_waiting(
 ) -> tuple[bool, list[str]]:
     """Send a signal to a run while the server is at a statement: copy, merge or commit.
 
-    goes_on: the server is done with the statement at about the time at which the signal comes.
+    goes_on: the server does not notice that its client has gone, and is done with the statement after that.
     """
     with psycopg.connect(place.url, autocommit=True) as session:
         before, wrong = _begin(run, place, session, again=True)
-        with _gate(place, phase) as open_gate:
+        with _gate(place, phase, deaf=goes_on) as open_gate:
             output = place.root / "output.txt"
             pid = forker.start(run, place.root, RUN, "", output)
             _await_at_gate(session)
+            (now,) = session.execute("select clock_timestamp()::text").fetchone() or ("",)
             os.kill(pid, getattr(signal, f"SIG{name}"))
+            if goes_on and name != "INT":  # which makes psycopg end the statement itself
+                _await(session, _asked_or_writing(now))
             if goes_on:
                 open_gate()
             ended = forker.ended(run, {pid: output})[pid]
@@ -145,6 +148,16 @@ def signalled_while_waiting(
             wrong.append(f"{name} during {phase}: exit {ended.code}")
         wrong += wrong_after_failure(place, before, session, ended, ("DW-STOPPED",))
         return True, wrong + whole(run, place, session, "after")
+
+
+def _asked_or_writing(since: str) -> str:
+    """A run that has hung up has a new session, to ask what came of its COMMIT, or waits to write of it."""
+    return (
+        "select exists (select from pg_stat_activity where datname = current_database()"
+        f" and application_name = 'dw' and backend_start > '{since}')"
+        " or exists (select from pg_locks where locktype = 'transactionid' and not granted"
+        " and pid in (select pid from pg_stat_activity where datname = current_database()))"
+    )
 
 
 def _begin(
@@ -159,7 +172,7 @@ def _begin(
 
 
 @contextlib.contextmanager
-def _gate(place: Place, phase: str) -> Iterator[Callable[[], None]]:
+def _gate(place: Place, phase: str, deaf: bool = False) -> Iterator[Callable[[], None]]:
     """Make the server wait in a run's COPY, merge or COMMIT until the function that this yields is called."""
     table = "etl_load" if phase == "commit" else "orders"
     kind = (
@@ -169,8 +182,9 @@ def _gate(place: Place, phase: str) -> Iterator[Callable[[], None]]:
     )
     with contextlib.closing(psycopg.connect(place.url, autocommit=True)) as keeper:
         keeper.execute(
-            "create or replace function gate() returns trigger language plpgsql set lock_timeout = 0 as"
-            f" $$ begin perform pg_advisory_xact_lock_shared({GATE}); return new; end $$"
+            "create or replace function gate() returns trigger language plpgsql set lock_timeout = 0"
+            f" set client_connection_check_interval = {0 if deaf else 1000}"
+            f" as $$ begin perform pg_advisory_xact_lock_shared({GATE}); return new; end $$"
         )
         keeper.execute(f"{kind} for each row execute function gate()".encode())
         keeper.execute(f"select pg_advisory_lock({GATE})".encode())
@@ -182,7 +196,8 @@ def _gate(place: Place, phase: str) -> Iterator[Callable[[], None]]:
 def _await_at_gate(session: psycopg.Connection) -> None:
     _await(
         session,
-        "select exists (select from pg_locks where locktype = 'advisory' and objsubid = 2 and not granted)",
+        "select exists (select from pg_locks where locktype = 'advisory' and objsubid = 2 and not granted"
+        " and database = (select oid from pg_database where datname = current_database()))",
     )
 
 
