@@ -149,7 +149,7 @@ def _state_text(line: Line, now: datetime) -> str:
     if line.state in FAILED:
         parts.append(line.error)
     elif line.rows is not None:
-        parts.append(f"{line.rows:,} row{'s' if line.rows != 1 else ''}")
+        parts.append(f"{line.rows:,} row{'s' if line.rows != 1 else ''} loaded")
     return "  ".join(parts).rstrip()
 
 

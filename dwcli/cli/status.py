@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dwcli.project import Project
     from dwcli.render.runs import Standing
+    from dwcli.staging.counting import Rows
 
 Answer = TypeVar("Answer")
 
@@ -74,15 +75,32 @@ def status(
 
 def look(project: Project, now: datetime) -> tuple[Warehouse, list[Standing]]:
     """The warehouse, and every pipeline of the project. With the warehouse down, from the local record."""
+    from dwcli.project import pipelines_of
     from dwcli.render.runs import RUNS_SHOWN
     from dwcli.staging.audit import latest_runs
 
-    found, runs = ask_warehouse(project, lambda connection: latest_runs(connection, RUNS_SHOWN))
-    return found, standings_of(project, runs, now)
+    names = [pipeline.full_name for pipeline in pipelines_of(project)]
+    found, answer = ask_warehouse(
+        project,
+        lambda connection: (latest_runs(connection, RUNS_SHOWN, names), tables_of(project, connection)),
+    )
+    runs, tables = answer or (None, {})
+    return found, standings_of(project, runs, tables, now)
+
+
+def tables_of(project: Project, connection: psycopg.Connection) -> dict[tuple[str, str], Rows]:
+    """How many rows the tables of a project's pipelines have, by schema and name."""
+    from dwcli.project import pipelines_of
+    from dwcli.staging.counting import rows_in
+
+    return rows_in(connection, [(pipeline.schema, pipeline.target) for pipeline in pipelines_of(project)])
 
 
 def standings_of(
-    project: Project, runs: Mapping[str, Sequence[Mapping[str, Any]]] | None, now: datetime
+    project: Project,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]] | None,
+    tables: Mapping[tuple[str, str], Rows],
+    now: datetime,
 ) -> list[Standing]:
     """How every pipeline stands by its last runs, newest first. None: take the local record."""
     from dwcli.cli._record import last_runs_here
@@ -96,6 +114,7 @@ def standings_of(
             pipeline.config.every,
             known.get(pipeline.full_name, []),
             now,
+            tables.get((pipeline.schema, pipeline.target)),
         )
         for pipeline in pipelines_of(project)
     ]

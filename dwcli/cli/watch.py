@@ -107,11 +107,13 @@ def stamps(project: Project) -> dict[Path, int]:
 
 def found_now(project: Project, live: dict[str, Progress], now: datetime) -> Found:
     """Everything that the dashboard shows. live: what is known of going runs; it is kept up to date."""
-    from dwcli.cli.status import ask_warehouse, header, standings_of
+    from dwcli.cli.status import ask_warehouse, header, standings_of, tables_of
     from dwcli.render.watching import Found
 
-    found, answer = ask_warehouse(project, _runs)
-    history, runs = answer or ({}, [])
+    found, answer = ask_warehouse(
+        project, lambda connection: (*_runs(connection), tables_of(project, connection))
+    )
+    history, runs, tables = answer or ({}, [], {})
     going = {
         str(run["run_id"]): run
         for run in (*(of_one[0] for of_one in history.values()), *runs)
@@ -121,7 +123,7 @@ def found_now(project: Project, live: dict[str, Progress], now: datetime) -> Fou
         del live[gone]
     for run_id in going:
         live[run_id] = progress(project.private / "logs", run_id, live.get(run_id))
-    standings = standings_of(project, None if answer is None else history, now)
+    standings = standings_of(project, None if answer is None else history, tables, now)
     return Found(
         header=header(project, found),
         up=found.up,

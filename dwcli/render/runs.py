@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from dwcli.staging.counting import Rows
+
 #: How many runs of a pipeline its trend shows.
 RUNS_SHOWN = 7
 STAGES: tuple[Stage, ...] = ("extract", "stage", "load")
@@ -295,6 +297,10 @@ class Standing:
     due: datetime | None = None
     #: runs that failed since the last good one; each makes the wait until the next try longer
     failures: int = 0
+    #: rows that the table has; None where the warehouse cannot say it
+    table_rows: int | None = None
+    #: whether they were counted; else it is about as many
+    table_rows_exact: bool = False
 
 
 def standing(
@@ -302,8 +308,9 @@ def standing(
     every: str | None,
     runs: Sequence[Mapping[str, Any]],
     now: datetime,
+    table: Rows | None = None,
 ) -> Standing:
-    """How a pipeline stands, from its last runs (newest first, the columns of the audit log).
+    """How a pipeline stands, from its last runs (newest first, the columns of the audit log) and its table.
 
     A failure counts above staleness; a pipeline that runs by a clock and never did is stale work too,
     but is called `never`.
@@ -328,6 +335,8 @@ def standing(
         str(newest.get("error_message") or "") if state == "FAILED" else "",
         (next_run(every, past) or now) if every else None,
         past.failures,
+        table.number if table else None,
+        bool(table and table.exact),
     )
 
 
@@ -363,6 +372,7 @@ STATUS_COLUMNS = (
     Column("LAST OK", optional=1),
     Column("EVERY", optional=5),
     Column("ROWS", right=True, optional=3),
+    Column("LOADED", right=True, optional=6),
     Column("LAST RUNS", optional=4),
     Column("FIX", optional=2),
 )
@@ -376,10 +386,17 @@ def status_row(standing: Standing, now: datetime, ascii_only: bool = False) -> l
         Said(standing.state, state_word(standing.state)),
         Said(standing.last_ok, ago(standing.last_ok, now) if standing.last_ok else "-"),
         standing.every,
+        rows_of_table(standing),
         standing.rows,
         sparkline(standing.trend, ascii_only),
         fix,
     ]
+
+
+def rows_of_table(standing: Standing) -> Said:
+    """The rows that a table has; `~` before what PostgreSQL estimates."""
+    number = standing.table_rows
+    return Said(number, "-" if number is None else f"{'' if standing.table_rows_exact else '~'}{number:,}")
 
 
 SCHEDULE_COLUMNS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dwcli.render.runs import STYLES, Standing, needs_attention, rate, short_id, state_word
+from dwcli.render.runs import STYLES, Standing, needs_attention, rate, rows_of_table, short_id, state_word
 from dwcli.render.tables import Column, Said, fields
 from dwcli.render.words import ago, compact, count, duration, escape, local_time, sparkline
 
@@ -81,7 +81,7 @@ def pipeline_row(standing: Standing, now: datetime, ascii_only: bool = False) ->
         Said(standing.last_ok, ago(standing.last_ok, now) if standing.last_ok else "-"),
         standing.every,
         Said(standing.last_run, ago(standing.last_run, now) if standing.last_run else "-"),
-        standing.rows,
+        rows_of_table(standing),
         sparkline(standing.trend[-BARS_SHOWN:], ascii_only),
     ]
 
@@ -137,7 +137,8 @@ def pipeline_detail(
         ("state", state_word(standing.state)),
         ("last ok", ", ".join(freshness)),
         *about.items(),
-        ("rows", None if standing.rows is None else f"{standing.rows:,} in the last good run"),
+        ("rows", None if standing.table_rows is None else rows_of_table(standing).words),
+        ("loaded", None if standing.rows is None else f"{standing.rows:,} in the last good run"),
         ("trend", trend_words(trend_of(runs))),
         ("error", Text(escape(standing.error), style=STYLES["FAILED"]) if standing.error else None),
         ("fix", standing.fix if needs_attention(standing) else None),

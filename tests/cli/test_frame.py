@@ -170,7 +170,7 @@ def test_home_tells_the_last_run_of_every_pipeline_from_local_files(dw, project)
     )
     done = dw(cwd=project)
     assert "shop  1 source  1 needs attention" in done.stdout
-    assert "login rejected" in done.stdout and "1,204,551 rows" in done.stdout
+    assert "login rejected" in done.stdout and "1,204,551 rows loaded" in done.stdout
     assert done.stdout.endswith("Next: dw test-connection erp\n")
     assert json.loads(dw("--json", cwd=project).stdout)["pipelines"][0]["state"] == "failure"
 

@@ -80,7 +80,7 @@ def on_screen(child):
 
 def test_status_names_what_is_late_and_what_failed_with_the_fix(dw, past):
     done = dw("status", cwd=past)
-    standing = {row["PIPELINE"]: (row["STATE"], row["ROWS"], row["FIX"]) for row in rows_of(done.stdout)}
+    standing = {row["PIPELINE"]: (row["STATE"], row["LOADED"], row["FIX"]) for row in rows_of(done.stdout)}
     assert done.returncode == 0
     assert standing == {
         "shop.orders": ("STALE", "0", "dw run shop.orders"),
@@ -89,6 +89,23 @@ def test_status_names_what_is_late_and_what_failed_with_the_fix(dw, past):
     }
     assert done.stderr.splitlines()[0].startswith("shop  warehouse up ")
     assert done.stderr.splitlines()[-1] == "Next: dw test-connection broken"
+
+
+def test_status_tells_the_rows_of_the_table_beside_those_of_the_last_run(dw, shop):
+    dw("run", "shop", cwd=shop)
+    assert dw("run", "orders", cwd=shop).returncode == 0  # nothing new
+    (row,) = [row for row in rows_of(dw("status", cwd=shop).stdout) if row["PIPELINE"] == "shop.orders"]
+    assert row["ROWS"] == "100"
+    assert int(row["LOADED"]) < 100
+    told = json.loads(dw("status", "--json", cwd=shop).stdout)["pipelines"]
+    assert {one["pipeline"]: (one["table_rows"], one["table_rows_exact"]) for one in told} == {
+        "shop.orders": (100, True),
+        "shop.customers": (2, True),
+        "broken.missing": (None, False),
+    }
+    down = json.loads(dw("status", "--json", cwd=shop, DW_URL="postgresql://u@127.0.0.1:1/x").stdout)
+    orders = next(one for one in down["pipelines"] if one["pipeline"] == "shop.orders")
+    assert (orders["state"], orders["table_rows"]) == ("ok", None)
 
 
 def test_check_exits_1_while_something_needs_attention(dw, past, warehouse):

@@ -16,6 +16,7 @@ from dwcli.render.dashboard import KEYS, Dashboard
 from dwcli.render.logs import log_lines
 from dwcli.render.runs import standing
 from dwcli.render.watching import Found, Progress, going_row, matches, trend_of, trend_words
+from dwcli.staging.counting import Rows
 
 GOLDEN = Path(__file__).parent / "golden"
 NOW = datetime(2026, 11, 22, 21, 48, 3, tzinfo=UTC)
@@ -48,6 +49,7 @@ RUNS = [
     a_run("7d10bb11", "erp.invoices", "failure", 125, 0, error_message="login rejected [/] \x1b[31m"),
     *(a_run(f"6a{n:06}", "shop.orders", "success", 61 * (n + 1), 1000 * (n % 4)) for n in range(9)),
 ]
+TABLES = {"shop.orders": Rows(1204551, False), "shop.customers": Rows(88120, True)}
 LOG = [
     {
         "time": "2026-11-22T21:47:03.100+00:00",
@@ -80,7 +82,7 @@ def found():
         header="shop  warehouse up 127.0.0.1:5433  2.1 GB used, 38 GB free",
         up=True,
         now=NOW,
-        standings=[standing(name, "1h", history[name], NOW) for name in pipelines],
+        standings=[standing(name, "1h", history[name], NOW, TABLES.get(name)) for name in pipelines],
         history=history,
         runs=RUNS,
         going=RUNS[:1],

@@ -21,6 +21,7 @@ from dwcli.render.runs import (
     summary,
 )
 from dwcli.render.tables import broken, marked, table
+from dwcli.staging.counting import Rows
 
 NOW = datetime(2026, 11, 22, 21, 52, tzinfo=UTC)
 GOOD = {
@@ -187,19 +188,20 @@ def test_a_pipeline_without_a_clock_that_never_ran_is_no_alarm():
 
 
 def test_status_shows_freshness_trend_and_the_fix(screen):
+    orders = [run("success", 4, 0), run("success", 64, 1204551)]
     standings = [
-        standing("shop.orders", "1h", [run("success", 4, 1204551), run("success", 64, 0)], NOW),
-        standing("shop.customers", "1h", [run("success", 540, 88120)], NOW),
+        standing("shop.orders", "1h", orders, NOW, Rows(1204551, False)),
+        standing("shop.customers", "1h", [run("success", 540, 88120)], NOW, Rows(88120, True)),
         standing("erp.invoices", "1d", [run("failure", 1, 0, error_code="DW-CONN-LOGIN")], NOW),
         standing("erp.größe_日本語", None, [], NOW),
     ]
     rows = [status_row(one, NOW) for one in standings]
     assert screen(table(STATUS_COLUMNS, rows, 160), 160) == [
-        "PIPELINE          STATE   LAST OK    EVERY       ROWS  LAST RUNS  FIX",
-        "shop.orders       ok      4 min ago  1h     1,204,551  ▁█",
-        "shop.customers    STALE   9 h ago    1h        88,120  █          dw run shop.customers",
-        "erp.invoices      FAILED  -          1d             -  x          dw test-connection erp",
-        "erp.größe_日本語  never   -          -              -",
+        "PIPELINE          STATE   LAST OK    EVERY        ROWS  LOADED  LAST RUNS  FIX",
+        "shop.orders       ok      4 min ago  1h     ~1,204,551       0  █▁",
+        "shop.customers    STALE   9 h ago    1h         88,120  88,120  █          dw run shop.customers",
+        "erp.invoices      FAILED  -          1d              -       -  x          dw test-connection erp",
+        "erp.größe_日本語  never   -          -               -       -",
     ]
     assert screen(table(STATUS_COLUMNS, rows, 40), 40) == [
         "PIPELINE          STATE   LAST OK",
