@@ -1,15 +1,26 @@
-"""How long a command takes to be there: what a person waits for at every TAB and every --help."""
+"""How long a command takes to be there: what a person waits for at every TAB and every --help.
+
+python -m benchmarks.startup    makes a project of its own, and says whether the targets hold
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from dwcli.warehouse import embedded
+
 TIMES = 10
+PYTHON, BARE = "python -c pass", "bare Typer application --help"
+#: What each command may take: how many times as long as another.
+TARGETS = {"dw run ⇥": (1.5, PYTHON), "dw status": (1.0, BARE)}
 #: A Typer application with one command that does nothing: the floor for anything built on Typer.
 BARE_TYPER = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
 
@@ -23,7 +34,7 @@ def measure(folder: Path, project: Path, peers: Path) -> dict[str, list[float] |
             taken = seconds[title]
             if isinstance(taken, list):
                 took = time_once(command, environment, folder)
-                seconds[title] = "not here" if took is None else [*taken, took]
+                seconds[title] = "not installed" if took is None else [*taken, took]
     # The first round reads files that the later ones find in memory.
     return {title: taken[1:] if isinstance(taken, list) else taken for title, taken in seconds.items()}
 
@@ -33,11 +44,11 @@ def commands_to_time(project: Path, peers: Path) -> dict[str, tuple[list[str], d
     sling = next(peers.parent.glob("lib/*/*/sling_*/bin/sling-*"), Path("sling"))
     completion = {"_DW_COMPLETE": "bash", "DW_PROJECT": str(project)}
     return {
-        "python -c pass": ([sys.executable, "-c", "pass"], {}),
+        PYTHON: ([sys.executable, "-c", "pass"], {}),
         "dw --help": ([ours, "--help"], {}),
         "dw run ⇥": ([ours, "--", "run", ""], completion),
         "dw status": ([ours, "-C", str(project), "status"], {}),
-        "bare Typer application --help": ([sys.executable, "-c", BARE_TYPER, "--help"], {}),
+        BARE: ([sys.executable, "-c", BARE_TYPER, "--help"], {}),
         "sling --help": ([str(sling), "--help"], {}),
         "ingestr --help": ([str(peers / "ingestr"), "--help"], {}),
         "dlt --help": ([str(peers / "dlt"), "--help"], {}),
@@ -56,13 +67,53 @@ def time_once(command: list[str], environment: dict[str, str], folder: Path) -> 
     return time.perf_counter() - started if done.returncode == 0 else None
 
 
+def ratios(measured: Mapping[str, list[float] | str]) -> list[str]:
+    """A line for each command: its median, and how many times as long as Python and a bare Typer take."""
+    known = {title: median(taken) for title, taken in measured.items() if not isinstance(taken, str)}
+    lines = [f"{'':32}  seconds  × python  × Typer"]
+    for title, taken in measured.items():
+        if isinstance(taken, str):
+            lines.append(f"{title:32}  {taken}")
+            continue
+        cells = [
+            f"{known[title] / known[other]:8.2f}" if other in known else " " * 8 for other in (PYTHON, BARE)
+        ]
+        lines.append(f"{title:32}  {known[title]:7.3f}  {cells[0]} {cells[1]}{_verdict(title, known)}")
+    return lines
+
+
+def _verdict(title: str, known: Mapping[str, float]) -> str:
+    if title not in TARGETS or TARGETS[title][1] not in known:
+        return ""
+    most, other = TARGETS[title]
+    word = "holds" if known[title] <= most * known[other] else "MISSED"
+    return f"  {word}: at most {most:g} × {other}"
+
+
+@contextmanager
+def small_project() -> Iterator[Path]:
+    """A project with one source and a warehouse that runs; both are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="dw-startup-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # PostgreSQL's own account has to come to its files
+        (folder / "sources").mkdir()
+        (folder / "dw.yaml").write_text("name: startup\nwarehouse: embedded\n", "utf-8")
+        (folder / "sources" / "shop.yaml").write_text(
+            "protocol: sqlite\ndatabase_path: ./shop.db\npipelines:\n  orders: {query: orders, every: 1h}\n",
+            "utf-8",
+        )
+        try:
+            embedded.start(folder / ".dw" / "postgres")
+            yield folder
+        finally:
+            embedded.remove(folder / ".dw" / "postgres")
+
+
 def main() -> None:
-    """Print the medians; dw's status needs the project that `make bench` leaves behind."""
-    root = Path(__file__).parent.parent
-    folder = root / ".benchdata"
-    folder.mkdir(exist_ok=True)
-    for title, taken in measure(folder, folder / "project", root / ".venv-bench" / "bin").items():
-        print(f"{title:32} {taken if isinstance(taken, str) else f'{median(taken):.2f}'}")
+    """Print the medians, how they compare, and whether the targets hold."""
+    peers = Path(__file__).parent.parent / ".venv-bench" / "bin"
+    with tempfile.TemporaryDirectory() as home, small_project() as project:
+        print("\n".join(ratios(measure(Path(home), project, peers))))
 
 
 if __name__ == "__main__":

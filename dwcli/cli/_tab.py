@@ -1,19 +1,19 @@
-"""What TAB offers, answered in some 20 ms: nothing but the standard library is loaded here.
+"""What TAB offers, answered in some 20 ms: little of the standard library is loaded here, and nothing else.
 
-Commands and flags come from `_words.py`, which is made from the Typer app; sources and pipelines from
-the names in `sources/`; run ids and tables from the cache that `dw run` and `dw status` keep.
+Commands and flags come from `_words.py`, which is made from the Typer app, fields from `_fields.py`; sources
+and pipelines from the names in `sources/`; run ids and tables from the cache that `dw run` and `dw status`
+keep.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from itertools import pairwise
 
-from dwcli.cli._words import FIELDS, GLOBAL_FLAGS, WORDS
+from dwcli.cli._words import GLOBAL_FLAGS, WORDS
 
 # ruff: noqa: PTH100, PTH111, PTH112, PTH113, PTH118, PTH120, PTH122, PTH123
-# os.path and not pathlib: importing pathlib alone would take a tenth of the time there is.
+# os.path and not pathlib, no regular expressions where it can be: each import would be felt.
 
 #: flag → what its value is
 VALUES = {
@@ -99,6 +99,8 @@ def flags_for(command: str, words: list[str]) -> dict[str, list[str] | None]:
     if command not in WORDS:
         return {}
     flags: dict[str, list[str] | None] = dict(WORDS[command]["flags"])
+    if command in ("add-source", "edit"):
+        from dwcli.cli._fields import FIELDS
     if command == "add-source":
         protocol = next((word for word in words if word in FIELDS), "")
         flags |= FIELDS.get(protocol, {})
@@ -109,6 +111,8 @@ def flags_for(command: str, words: list[str]) -> dict[str, list[str] | None]:
 
 def _protocol_edited(words: list[str]) -> str:
     """The protocol of the source that `dw edit` is given; "" where it is given none."""
+    import re
+
     root = find_root([])
     if root is None:
         return ""
@@ -198,12 +202,28 @@ def _pipeline_names(text: str, ending: str) -> list[str]:
             return list(json.loads(text).get("pipelines") or {})
         except (ValueError, AttributeError, TypeError):
             return []
-    block = re.search(r"(?m)^pipelines:[ \t]*(?:#.*)?\n((?:[ \t]+.*\n?|#.*\n?|\s*\n)*)", text)
-    if not block:
-        return []
-    keys = re.findall(r"""(?m)^([ \t]+)["']?([A-Za-z0-9_][A-Za-z0-9_-]*)["']?[ \t]*:(?:[ \t]|$)""", block[1])
-    least = min((len(indent) for indent, _ in keys), default=0)
-    return [name for indent, name in keys if len(indent) == least]
+    keys: list[tuple[int, str]] = []
+    inside = False
+    for line in text.split("\n"):
+        if line.startswith("pipelines:"):
+            inside = line[len("pipelines:") :].partition("#")[0].strip() == ""
+        elif inside and line[:1] in (" ", "\t"):
+            name = _key(line)
+            if name:
+                keys.append((len(line) - len(line.lstrip(" \t")), name))
+        elif line.strip() and not line.startswith("#"):
+            inside = False
+    least = min((indent for indent, _ in keys), default=0)
+    return [name for indent, name in keys if indent == least]
+
+
+def _key(line: str) -> str:
+    """The name before the colon of a line of YAML; "" where there is none, or no name of a pipeline."""
+    name, colon, rest = line.strip().partition(":")
+    name = name.rstrip(" \t").strip("\"'")
+    if not colon or rest[:1] not in ("", " ", "\t") or name.startswith("-"):
+        return ""
+    return name if name.isascii() and name.replace("_", "a").replace("-", "a").isalnum() else ""
 
 
 def protocols() -> list[str]:

@@ -23,13 +23,18 @@ from dwcli import crashpoints
 from dwcli.ahead import ahead
 from dwcli.errors import KeyRefused, ValueRefused, WarehouseError
 from dwcli.staging.dw_schema import (
+    BOUNDED,
+    FLOATS,
+    NUMBERS,
     PROVISIONAL,
     Table,
     base_type,
     cast_sql,
     postgres_type,
     run_ddl,
+    scale_of,
     type_sql,
+    wider,
 )
 from dwcli.staging.frames import Types
 from dwcli.staging.trouble import trouble
@@ -90,12 +95,18 @@ class OpenCopy:
 
 
 def copy_frame(
-    connection: psycopg.Connection, sink: Table, frame: pl.DataFrame, have: Types, running: OpenCopy | None
+    connection: psycopg.Connection,
+    sink: Table,
+    frame: pl.DataFrame,
+    have: Types,
+    running: OpenCopy | None,
+    changed: dict[str, int],
 ) -> OpenCopy | None:
     """COPY a frame into a table, whose columns its columns are named as.
 
     have: the PostgreSQL type of each column as the frame holds it. running: the COPY that an earlier
     call left open; it goes on where it can, and is ended where not. Returns the one that is open now.
+    changed: gets how many values a narrower column rounds or cuts, which PostgreSQL does in silence.
     Raises ValueRefused, KeyRefused, for rows of earlier calls too.
     """
     wire = {column: _wire_type(have[column], frame.schema[column]) for column in frame.columns}
@@ -106,6 +117,7 @@ def copy_frame(
                 running = _begin_copy(connection, sink, wire)
             with _abandoned_on_error(running):
                 _send(running, frame)
+            changed.update(_rounded_decimals(frame, sink))
             return running
         end_copy(running)
         batch = Table("", "dw_batch", wire)
@@ -115,6 +127,7 @@ def copy_frame(
             _send(own, frame)
         end_copy(own)
         _insert_cast(connection, batch, sink)
+        changed.update(_rounded_decimals(frame, sink) | _changed_by_cast(connection, batch, sink))
         connection.execute(sql.SQL("drop table {}").format(batch.identifier))
         return None
 
@@ -235,6 +248,53 @@ def _insert_cast(connection: psycopg.Connection, batch: Table, sink: Table) -> N
             sink.identifier, listed(columns), sql.SQL(", ").join(casts), batch.identifier
         )
     )
+
+
+def _rounded_decimals(frame: pl.DataFrame, sink: Table) -> dict[str, int]:
+    """How many decimals have more digits after the point than their column."""
+    found: dict[str, int] = {}
+    for name, dtype in frame.schema.items():
+        kind = sink.columns[name]
+        if not isinstance(dtype, pl.Decimal) or base_type(kind) != "numeric":
+            continue
+        surplus = dtype.scale - scale if (scale := scale_of(kind)) is not None else 0
+        if surplus > 0:
+            rounded = int((frame[name].to_physical() % 10**surplus != 0).sum())
+            found |= {f"{name}: rounded to {kind}": rounded} if rounded else {}
+    return found
+
+
+def _changed_by_cast(connection: psycopg.Connection, batch: Table, sink: Table) -> dict[str, int]:
+    """How many values of a batch that has been cast are not what they were.
+
+    Only columns whose type is narrower than what came can have any: those with a type under `columns:`.
+    """
+    counts: dict[str, sql.Composed] = {}
+    for name, have in batch.columns.items():
+        want = sink.columns[name]
+        ours, theirs = base_type(want), base_type(have)
+        if wider(want, have) == want or ours == theirs == "numeric":
+            continue
+        if ours in NUMBERS and (theirs in NUMBERS or (theirs in AS_TEXT and ours not in FLOATS)):
+            # infinity is no numeric before PostgreSQL 14
+            unlike = (
+                "case when {0}::text like '%Infinity' then false"
+                " else {0}::text::numeric <> ({1})::text::numeric end"
+            )
+            word = "rounded"
+        elif ours in BOUNDED:
+            unlike, word = "rtrim({0}::text) <> rtrim(({1})::text)", "cut"
+        else:
+            continue
+        counts[f"{name}: {word} to {want}"] = sql.SQL(f"count(*) filter (where {unlike})").format(
+            sql.Identifier(name), cast_sql(name, have, want)
+        )
+    if not counts:
+        return {}
+    query = sql.SQL("select {} from {}").format(sql.SQL(", ").join(counts.values()), batch.identifier)
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return {words: number for words, number in zip(counts, row, strict=True) if number}
 
 
 def listed(columns: Sequence[str]) -> sql.Composed:

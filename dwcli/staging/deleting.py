@@ -74,7 +74,7 @@ def delete_gone(load: Load) -> int:
     key = [name for name in frame.columns if name != GONE]
     listed = Table("", "dw_gone", {**dict.fromkeys(key, "text"), GONE: "boolean"})
     create_temporary(load.connection, listed)
-    end_copy(copy_frame(load.connection, listed, frame, dict(listed.columns), None))
+    end_copy(copy_frame(load.connection, listed, frame, dict(listed.columns), None, {}))
     match = sql.SQL(" and ").join(
         sql.SQL("t.{0} = g.{0}::{1}").format(sql.Identifier(name), type_sql(load.target.columns[name]))
         for name in key

@@ -84,6 +84,10 @@ _SPELLINGS = {
     "time with time zone": "timetz",
 }
 WHOLE = ("smallint", "integer", "bigint")
+FLOATS = ("real", "double precision")
+NUMBERS = (*WHOLE, "numeric", *FLOATS)
+#: Types that have a length, which a cast cuts to.
+BOUNDED = ("varchar", "char")
 
 
 def postgres_type(dtype: pl.DataType) -> str:
@@ -140,8 +144,7 @@ def wider(existing: str, incoming: str, fits_double: bool = False) -> str:
         return "double precision"
     if ours in ("double precision", "real") and theirs in ("double precision", "real"):
         return "double precision"
-    numbers = (*WHOLE, "numeric", "double precision", "real")
-    if ours in numbers and theirs in numbers:
+    if ours in NUMBERS and theirs in NUMBERS:
         return _wider_numeric(existing, incoming)
     if {ours, theirs} <= {"date", "timestamptz"}:
         return "timestamptz"
@@ -165,6 +168,12 @@ def _wider_numeric(existing: str, incoming: str) -> str:
     whole = max(shape[0] for shape in shapes if shape)
     scale = max(shape[1] for shape in shapes if shape)
     return f"numeric({whole + scale},{scale})"
+
+
+def scale_of(type_text: str) -> int | None:
+    """Digits after the point that a numeric keeps; None where it keeps all."""
+    shape = _digits(type_text)
+    return shape[1] if shape else None
 
 
 def _digits(type_text: str) -> tuple[int, int] | None:

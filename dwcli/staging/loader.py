@@ -188,7 +188,9 @@ def _copy_labelled(load: Load, sink: Table, frame: pl.DataFrame, have: Types, la
     types = {names[column]: kind for column, kind in have.items()}
     types |= {column: ADDED_COLUMNS[column] for column in lineage}
     named = frame.rename(names).with_columns(**lineage)
-    load.copying = copy_frame(load.connection, sink, named, types, load.copying)
+    changed: dict[str, int] = {}
+    load.copying = copy_frame(load.connection, sink, named, types, load.copying, changed)
+    load.values_changed = merged_counts([load.values_changed, changed])
 
 
 def _widen_sink(load: Load, types: Types, frame: pl.DataFrame) -> None:

@@ -17,13 +17,21 @@ from psycopg import sql
 from dwcli.contract import Contract
 from dwcli.errors import ValueRefused
 from dwcli.staging.audit import merged_counts
-from dwcli.staging.dw_schema import PROVISIONAL, Table, base_type, canonical, names_for, type_sql, wider
+from dwcli.staging.dw_schema import (
+    BOUNDED,
+    NUMBERS,
+    PROVISIONAL,
+    Table,
+    base_type,
+    canonical,
+    names_for,
+    type_sql,
+    wider,
+)
 from dwcli.staging.frames import Types, json_text
 from dwcli.staging.plan import Load
 
 DISCARDING: tuple[Contract, ...] = ("discard_value", "discard_row")
-NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
-BOUNDED = ("varchar", "char")
 
 REJECTS_SQL = """
     create table if not exists etl_rejects (

@@ -70,3 +70,24 @@ def test_results_show_ratios_beside_the_limit():
         "| **dw** | 3.0 | 1.5 | 2.0 | 300 | yes |",
         "| sling | | | | | left out: not installed |",
     ]
+
+
+def test_start_up_is_judged_by_its_targets():
+    from benchmarks.startup import BARE, PYTHON, ratios
+
+    measured = {
+        PYTHON: [0.02, 0.03, 0.02],
+        "dw run ⇥": [0.03],
+        "dw status": [0.3],
+        BARE: [0.2],
+        "sling --help": "not installed",
+    }
+    lines = [" ".join(line.split()) for line in ratios(measured)]
+    assert lines == [
+        "seconds × python × Typer",
+        "python -c pass 0.020 1.00 0.10",
+        "dw run ⇥ 0.030 1.50 0.15 holds: at most 1.5 × python -c pass",
+        "dw status 0.300 15.00 1.50 MISSED: at most 1 × bare Typer application --help",
+        "bare Typer application --help 0.200 10.00 1.00",
+        "sling --help not installed",
+    ]

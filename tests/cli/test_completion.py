@@ -84,6 +84,24 @@ def test_a_broken_cache_or_source_offers_nothing_and_breaks_nothing(here: Path):
     assert "items" in offered("run", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("pipelines:\n  a: {query: x}\n  b:\n    query: y\n", ["a", "b"]),
+        (
+            "pipelines:   # all\n\n# none\n\t\n    a_1 :\n      c: 1\n    'b-2':\n    \"d\": {}\n",
+            ["a_1", "b-2", "d"],
+        ),
+        ("pipelines: {a: {query: x}}\n", []),
+        ("pipelines:\n  a: 1\nhost: x\n  b: 1\n", ["a"]),
+        ("host: x\n  a: 1\npipelines:\n  -x: 1\n  a:b: 1\n  größe: 1\n  b.c: 1\n", []),
+        ("", []),
+    ],
+)
+def test_pipelines_are_seen_by_the_look_of_a_file(text: str, names: list[str]):
+    assert _tab._pipeline_names(text, ".yaml") == names
+
+
 @pytest.fixture
 def path_with_dw(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
     """An environment in which `dw` is a command."""

@@ -45,7 +45,8 @@ def test_a_project_flag_without_a_folder_is_refused():
 
 
 def test_the_words_for_tab_are_those_of_the_app():
-    assert words.FILE.read_text("utf-8") == words.words_text(), "run: python -m dwcli.cli.words"
+    for name, text in words.texts().items():
+        assert (words.HERE / name).read_text("utf-8") == text, "run: python -m dwcli.cli.words"
 
 
 @pytest.mark.parametrize("command", [c.name for c in COMMANDS if is_there(c)])
@@ -75,9 +76,27 @@ def _loaded_by(environment: dict[str, str], words: list[str], cwd: Path, **more:
     return set(done.stderr.split())
 
 
-def test_tab_loads_the_standard_library_alone(environment, project):
-    loaded = _loaded_by(environment, ["--", "run", ""], project, _DW_COMPLETE="bash")
-    assert not loaded & {*HEAVY, "typer", "rich", "pydantic", "ruamel", "pathlib"}
+def test_tab_loads_little_of_the_standard_library_and_nothing_else(environment, project):
+    (project / "sources" / "shop.yaml").write_text(
+        "protocol: sqlite\npipelines:\n  orders: {query: o}\n", "utf-8"
+    )
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "from dwcli.cli._tab import answer; print(answer('bash', ['--', 'run', '']).split())\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=project, text=True, capture_output=True, timeout=60
+    )
+    offered, loaded = done.stdout.splitlines()
+    assert offered == "['orders', 'shop']", done.stderr
+    own = {"dwcli", "dwcli.cli", "dwcli.cli._tab", "dwcli.cli._words"}
+    assert set(loaded.split()) - own <= {"__future__", "itertools"}
+
+
+def test_tab_is_answered_by_the_command_itself(dw, project):
+    done = dw("--", "ru", cwd=project, _DW_COMPLETE="bash")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "run\n", "")
 
 
 @pytest.mark.parametrize("line", [["--help"], ["run", "--help"], ["add-source", "--help"], ["rnu"], []])

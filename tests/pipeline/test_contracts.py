@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,85 @@ def test_without_max_rejects_a_value_that_does_not_fit_fails_the_run(
     done = run(warehouse_url, lake, batches(MIXED), **OVERRIDE).result
     assert done["error"]["code"] == "DW-VALUE"
     assert rows_of(warehouse, "select to_regclass('t')") == [(None,)]
+
+
+ROUNDED: dict[str, Any] = {"columns": {"d": "numeric(10,2)", "f": "numeric(10,2)", "t": "numeric(10,2)"}}
+ROUNDING = [
+    {"id": 1, "d": Decimal("1.2345"), "f": 1.5, "t": "1.25"},
+    {"id": 2, "d": Decimal("1.2300"), "f": 0.125, "t": "1.255"},
+    {"id": 3, "d": None, "f": None, "t": None},
+    {"id": 4, "d": Decimal("-0.0050"), "f": 0.1, "t": "-7e-3"},
+]
+
+
+@pytest.mark.parametrize("write", ["append", "merge"])
+def test_what_a_narrower_type_rounds_is_counted(
+    warehouse_url: str, warehouse: Any, lake: Path, write: str
+) -> None:
+    config: dict[str, Any] = {"write": write, "key": ("id",)}
+    exact = [{"id": 0, "d": Decimal("1.2000"), "f": 0.25, "t": "1"}]
+    assert run(warehouse_url, lake, batches(exact), **config, **ROUNDED).result["values_changed"] == {}
+    # the table is there now, so a merge waits in a table of its own, whose columns are as narrow
+    done = run(warehouse_url, lake, batches(ROUNDING, ROUNDING[:0]), **config, **ROUNDED).result
+    counted = {
+        "d: rounded to numeric(10,2)": 2,
+        "f: rounded to numeric(10,2)": 1,
+        "t: rounded to numeric(10,2)": 2,
+    }
+    assert (done["status"], done["values_changed"]) == ("success", counted)
+    assert rows_of(warehouse, "select values_changed from etl_audit_log order by id")[1] == (counted,)
+    assert rows_of(warehouse, "select d::text, f::text, t::text from t where id > 0 order by id") == [
+        ("1.23", "1.50", "1.25"),
+        ("1.23", "0.13", "1.26"),
+        (None, None, None),
+        ("-0.01", "0.10", "-0.01"),
+    ]
+
+
+def test_decimals_alone_are_counted_on_the_short_way(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    rows = [{"d": Decimal(f"{n}.{n:04}")} for n in range(200)]
+    done = run(warehouse_url, lake, batches(rows[:100], rows[100:]), columns={"d": "numeric(8,2)"}).result
+    assert done["values_changed"] == {"d: rounded to numeric(8,2)": 198}
+    assert rows_of(warehouse, "select sum(d) from t") == [(Decimal("19902.00"),)]
+
+
+def test_other_casts_that_change_values_are_counted_and_those_that_do_not_are_let_be(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    rows = [
+        {
+            "whole": 1.5,
+            "short": 12345,
+            "padded": "abcd",
+            "single": 0.1,
+            "double": Decimal("0.1"),
+            "flag": True,
+        },
+        {
+            "whole": 2.0,
+            "short": 12,
+            "padded": "ab",
+            "single": math.inf,
+            "double": Decimal("1e-20"),
+            "flag": False,
+        },
+        {"whole": 3.0, "short": None, "padded": "abc ", "single": 1 / 3, "double": None, "flag": None},
+    ]
+    columns = {
+        "whole": "bigint",
+        "short": "varchar(3)",
+        "padded": "char(3)",
+        "single": "real",
+        "double": "double precision",
+        "flag": "integer",
+    }
+    done = run(warehouse_url, lake, batches(rows), columns=columns).result
+    assert done["values_changed"] == {
+        "whole: rounded to bigint": 1,
+        "short: cut to varchar(3)": 1,
+        "padded: cut to char(3)": 1,
+        "single: rounded to real": 1,
+    }
 
 
 def test_a_value_that_looks_like_our_own_placeholder_is_a_value(
