@@ -25,6 +25,7 @@ from pydantic import Field, SecretStr
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
+from dwcli.connectors._gather import gather
 from dwcli.connectors._probe import reach
 from dwcli.connectors._sqltext import (
     Dialect,
@@ -419,7 +420,7 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
         with _errors(config, query):
             try:
                 reader = pyarrow.ipc.open_stream(pyarrow.PythonFile(watched, mode="r"))
-                batches = _gathered(reader, config.batch_bytes)
+                batches = gather(reader, config.batch_bytes)
                 for gathered in itertools.chain([next(batches, [])], batches):
                     yield from _clickhousetypes.items(columns, reader.schema, gathered, config.batch_bytes)
             except (pyarrow.ArrowException, OSError):
@@ -469,21 +470,6 @@ def _check_no_error(config: Config, query: str, watched: _Watched) -> None:
     if match is not None:
         text = match[2].decode(errors="replace").split("\r\n", 1)[0].strip()
         raise _failed(config, query, int(match[1]), text[:500])
-
-
-def _gathered(reader: Any, batch_bytes: int) -> Iterator[list[Any]]:
-    """Record batches until they are `batch_bytes` large."""
-    gathered, size = [], 0
-    for batch in reader:
-        if not batch.num_rows:
-            continue
-        gathered.append(batch)
-        size += batch.nbytes
-        if size >= batch_bytes:
-            yield gathered
-            gathered, size = [], 0
-    if gathered:
-        yield gathered
 
 
 def _settings(client: Client, columns: Sequence[_Declared]) -> dict[str, str]:

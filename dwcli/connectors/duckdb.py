@@ -17,6 +17,7 @@ from pydantic import Field
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
+from dwcli.connectors._gather import gather
 from dwcli.connectors._sqltext import (
     Dialect,
     bounded,
@@ -281,7 +282,7 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
             sql, parameters = _statement(source, cursor, config)
             reader = _arrow_reader(connection.sql(sql, params=parameters))
             columns = [(c.name, c.source_type, c.type) for c in source.columns]
-            batches = _gathered(reader, config.batch_bytes)
+            batches = gather(reader, config.batch_bytes)
             for gathered in itertools.chain([next(batches, [])], batches):
                 yield from _duckdbtypes.items(
                     columns, reader.schema, gathered, config.timezone, config.batch_bytes
@@ -295,21 +296,6 @@ def _arrow_reader(relation: Any) -> Any:
     """The relation as a stream of Arrow batches, under the name that this version of DuckDB has for it."""
     name = "to_arrow_reader" if hasattr(relation, "to_arrow_reader") else "fetch_arrow_reader"
     return getattr(relation, name)(VECTOR_ROWS)
-
-
-def _gathered(reader: Any, batch_bytes: int) -> Iterator[list[Any]]:
-    """Record batches until they are `batch_bytes` large."""
-    gathered, size = [], 0
-    for batch in reader:
-        if not batch.num_rows:
-            continue
-        gathered.append(batch)
-        size += batch.nbytes
-        if size >= batch_bytes:
-            yield gathered
-            gathered, size = [], 0
-    if gathered:
-        yield gathered
 
 
 def _source(connection: Any, query: str) -> _Source:
