@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 
-def gathered(batches: Iterable[Any], batch_bytes: int) -> Iterator[list[Any]]:
+def gather(batches: Iterable[Any], batch_bytes: int) -> Iterator[list[Any]]:
     """Record batches until they are `batch_bytes` large; empty ones are left out."""
     found, size = [], 0
     for batch in batches:

@@ -25,7 +25,7 @@ from pydantic import Field, SecretStr
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
-from dwcli.connectors._gather import gathered
+from dwcli.connectors._gather import gather
 from dwcli.connectors._probe import reach
 from dwcli.connectors._sqltext import (
     Dialect,
@@ -420,9 +420,9 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
         with _errors(config, query):
             try:
                 reader = pyarrow.ipc.open_stream(pyarrow.PythonFile(watched, mode="r"))
-                batches = gathered(reader, config.batch_bytes)
-                for some in itertools.chain([next(batches, [])], batches):
-                    yield from _clickhousetypes.items(columns, reader.schema, some, config.batch_bytes)
+                batches = gather(reader, config.batch_bytes)
+                for gathered in itertools.chain([next(batches, [])], batches):
+                    yield from _clickhousetypes.items(columns, reader.schema, gathered, config.batch_bytes)
             except (pyarrow.ArrowException, OSError):
                 # An error's text in the middle is no Arrow message; its own words say more.
                 _check_no_error(config, query, watched)

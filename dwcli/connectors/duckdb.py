@@ -17,7 +17,7 @@ from pydantic import Field
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
-from dwcli.connectors._gather import gathered
+from dwcli.connectors._gather import gather
 from dwcli.connectors._sqltext import (
     Dialect,
     bounded,
@@ -282,10 +282,10 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
             sql, parameters = _statement(source, cursor, config)
             reader = _arrow_reader(connection.sql(sql, params=parameters))
             columns = [(c.name, c.source_type, c.type) for c in source.columns]
-            batches = gathered(reader, config.batch_bytes)
-            for some in itertools.chain([next(batches, [])], batches):
+            batches = gather(reader, config.batch_bytes)
+            for gathered in itertools.chain([next(batches, [])], batches):
                 yield from _duckdbtypes.items(
-                    columns, reader.schema, some, config.timezone, config.batch_bytes
+                    columns, reader.schema, gathered, config.timezone, config.batch_bytes
                 )
     finally:
         client.reading.remove(connection)
