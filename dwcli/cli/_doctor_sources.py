@@ -45,7 +45,7 @@ def reachable(connectors: Mapping[str, Connector]) -> Iterator[Finding]:
 
 
 def _try(name: str, connector: Connector) -> Finding:
-    from dwcli.cli.test_connection import checks
+    from dwcli.cli.test_connection import NOTHING_LISTED, checks
     from dwcli.connectors._waiting import waited
 
     found: list[Check] = []
@@ -65,7 +65,7 @@ def _try(name: str, connector: Connector) -> Finding:
     failed = next((check for check in found if not check.ok), None)
     if failed is not None:
         return Finding("sources", "fail", f"{name}: {failed.detail}", failed.hint)
-    if found[-1].detail.startswith("can read 0 "):  # an API has no list: opening it proves little
+    if found[-1].detail == NOTHING_LISTED:
         return Finding("sources", "ok", f"{name}: opens, and lists nothing (dw preview shows more)")
     seconds = sum(check.milliseconds for check in found) / 1000
     return Finding("sources", "ok", f"{name}: {found[-1].detail}   {duration(seconds)}")

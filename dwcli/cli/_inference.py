@@ -16,6 +16,8 @@ ONCE = ("file", "files", "folder", *STREAMS)
 #: What that place is, where its kind says it.
 PLACES = {"topic": "offsets", "queue": "what was acknowledged", "subject": "message numbers"}
 PLACES |= dict.fromkeys(("file", "files", "folder"), "new and changed files")
+#: Kinds whose plural is another word than the kind with an s.
+NOUNS = {"file": "files", "files": "files", "folder": "files", "view": "tables", "nodes": "labels"}
 #: What a file's name ends with, and is no part of what it holds.
 ENDINGS = re.compile(r"(?i)csv|tsv|txt|jsonl?|ndjson|parquet|xlsx?|ods|avro|gz|zst|bz2|xz|zip")
 
@@ -41,6 +43,18 @@ class Plan:
         if every:
             entry["every"] = every
         return entry
+
+
+def nouns(resources: Collection[Resource]) -> str:
+    """What a source's resources are called: tables, files, queues …"""
+    words = {NOUNS.get(resource.kind, f"{resource.kind}s") for resource in resources}
+    return (
+        words.pop()
+        if len(words) == 1
+        else "tables"
+        if "tables" in words or not words
+        else " or ".join(sorted(words))
+    )
 
 
 def propose(name: str, resource: Resource, sure_only: bool = True) -> Plan:

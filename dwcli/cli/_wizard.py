@@ -13,9 +13,10 @@ from pydantic import BaseModel, SecretStr
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
 from dwcli.cli._fidelity import report
-from dwcli.cli._inference import STREAMS, Plan, cautions, own_place, pipeline_name, propose, write_for
+from dwcli.cli._inference import STREAMS, Plan, cautions, nouns, own_place, pipeline_name, propose, write_for
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
+    ADDRESSES,
     DRAFT,
     STOPPED,
     WRITES,
@@ -34,12 +35,34 @@ if TYPE_CHECKING:
     from dwcli.project import Project
 
 NONE = ""
+#: The last of what can be picked: something that the source does not list.
+OTHER = ""
+SECRETS: tuple[str, ...] = (
+    "password",
+    "token",
+    "api_key",
+    "sasl_password",
+    "secret_access_key",
+    "account_key",
+)
+SECRETS += ("key_file", "service_account_file", "service_account_info")
+TLS: tuple[str, ...] = (
+    "sslmode",
+    "sslrootcert",
+    "encrypt",
+    "trust_server_certificate",
+    "hostname_in_certificate",
+    "tls",
+    "tls_verify",
+    "ca_file",
+)
+TLS += ("ssl_ca", "tls_ca", "security_protocol", "known_hosts")
 #: layer that failed → fields that may be wrong
 SUSPECTS = {
-    "name": ("host", "hosts", "base_url", "uri", "database_path", "path"),
-    "port": ("host", "port", "uri"),
-    "tls": ("sslmode", "sslrootcert", "encrypt", "host"),
-    "login": ("username", "password", "token"),
+    "name": ("host", *ADDRESSES, "endpoint", "bucket", "region"),
+    "port": ("port", "host", *ADDRESSES, "endpoint"),
+    "tls": (*TLS, "host", "port"),
+    "login": (*SECRETS, "username", "sasl_username", "access_key_id", "account_name", *ADDRESSES),
     "database": ("database", "database_path", "service_name", "keyspace", "username"),
     "permission": ("username", "password", "database_path", "path"),
 }
@@ -70,6 +93,7 @@ def ask_connection(project: Project, draft: dict[str, Any]) -> type[BaseModel]:
         draft["name"] = _ask_name(project, draft["protocol"])
         _save(project, draft)
     answers = draft.setdefault("answers", {})
+    open_fields = [field for field in forms.questions_of(model) if field.name not in answers]
     fields = {field.name for field in forms.questions_of(model)}
     if {"host", "username", "password"} <= fields and not {"host", "uri"} & set(answers):
         _ask_way(model, answers)
@@ -79,7 +103,21 @@ def ask_connection(project: Project, draft: dict[str, Any]) -> type[BaseModel]:
         _save(project, draft)
 
     draft["answers"] = forms.ask(model, answers, keep, draft["name"])
+    if len(open_fields) > 1:
+        _ask_more(project, draft)
     return model
+
+
+def _ask_more(project: Project, draft: dict[str, Any]) -> None:
+    """The settings that were not asked for, and those that were: any of them, before the first try."""
+    while True:
+        ready = prompts.choose(
+            "Ready to connect?", [("yes", "Yes, try it"), ("no", "No, set or change something first")], "yes"
+        )
+        if ready == "yes":
+            return
+        _ask_again(draft, "*")
+        _save(project, draft)
 
 
 def _save(project: Project, draft: dict[str, Any]) -> None:
@@ -87,12 +125,16 @@ def _save(project: Project, draft: dict[str, Any]) -> None:
 
 
 def _ask_protocol() -> str:
-    from dwcli.connectors import names, title
+    from dwcli.connectors import literals, names, title
+
+    def shown(name: str) -> str:
+        words = (name, *literals(name).get("ALIASES", ()))
+        known = title(name).lower().replace(" ", "").replace("_", "")
+        others = [word for word in words if word.replace("_", "") not in known]
+        return f"{title(name)}  {', '.join(others)}".rstrip()
 
     order = sorted(names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    return prompts.choose(
-        "What kind of source?", [(name, title(name)) for name in order], order[0], search=True
-    )
+    return prompts.choose("What kind of source?", [(name, shown(name)) for name in order], search=True)
 
 
 def _ask_name(project: Project, protocol: str) -> str:
@@ -174,32 +216,55 @@ def connect_or_fix(
             save(project, draft)
             say(STOPPED if save is _save else "Nothing was changed.")
             raise typer.Exit(1)
-        _ask_again(draft, answer)
-        save(project, draft)
+        if answer != "again":
+            _ask_again(draft, answer)
+            save(project, draft)
 
 
 def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
-    model = _model_of(draft)
-    names = [field.name for field in forms.fields_of(model) if not field.advanced or layer == "tls"]
-    suspects = [name for name in SUSPECTS.get(layer, ()) if name in names] or names
+    fields = forms.fields_of(_model_of(draft))
+    answers = draft["answers"]
+    asked = [
+        f for f in fields if f.name in answers or (not f.advanced and forms.is_question(f, fields, answers))
+    ]
+    likely = SUSPECTS.get(layer, ())
+    suspects = [f for f in fields if f.name in likely and (f in asked or layer in ("tls", "name"))]
+    # of the ways to log in, the one that was taken stands first
+    suspects.sort(key=lambda f: (layer == "login" and f.name not in answers, likely.index(f.name)))
     return prompts.choose(
         "And now?",
         [
-            *((name, f"Fix {name}") for name in suspects),
-            *((("*", "Fix something else"),) if set(suspects) != set(names) else ()),
-            ("save", "Save anyway"),
+            *((field.name, f"Fix {field.name}{_now(field, answers)}") for field in suspects or asked),
+            ("*", "Fix something else"),
+            ("again", "Try again as it is"),
+            ("save", "Save anyway, without looking into the source"),
             ("quit", "Quit"),
         ],
     )
 
 
+def _now(field: forms.Field, answers: Mapping[str, Any]) -> str:
+    """The value that a field has, in brackets; no secret, and nothing where there is none."""
+    from dwcli.render.words import escape
+
+    value = forms.as_text(answers.get(field.name, field.default))
+    value = {"True": "yes", "False": "no"}.get(value, value) if field.type is bool else value
+    return f" ({escape(value)})" if value and not field.secret and len(value) <= 50 else ""
+
+
 def _ask_again(draft: dict[str, Any], name: str) -> None:
-    fields = {field.name: field for field in forms.questions_of(_model_of(draft))}
+    """Ask for one field anew; "*" is for the one that the person picks from all."""
+    every = sorted(forms.fields_of(_model_of(draft)), key=lambda field: field.name == "batch_bytes")
     if name == "*":
-        name = prompts.choose("Which?", [(field, field) for field in fields])
-    field = next(f for f in forms.fields_of(_model_of(draft)) if f.name == name)
+        width = min(max(len(field.name) for field in every), 20)
+        labels = [
+            (f.name, f"{f.name + ':':<{width + 1}} {f.question}{_now(f, draft['answers'])}") for f in every
+        ]
+        name = prompts.choose("Which?", labels, search=True)
+    field = next(field for field in every if field.name == name)
     before = draft["answers"].get(name)
     answer = forms.ask_field(field, None if isinstance(before, SecretStr) else before, draft["name"])
+    answer = forms.emptied(field) if answer is None else answer
     if answer is None:
         draft["answers"].pop(name, None)
     else:
@@ -222,15 +287,21 @@ def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
     """Which tables, and how each is loaded."""
     resources = list(connector.discover())
     if not resources:
-        say("  The source lists nothing to pick from.")
-        return [_ask_plan(*pair) for pair in [_ask_query(connector, taken)]]
-    picked = prompts.pick("Which tables?", _labels(resources))
+        say("  The source lists nothing to pick from: type what to read.")
+        picked = [OTHER]
+    else:
+        options = [*_labels(resources), (OTHER, f"something else: {query_words(connector.protocol)}")]
+        only = [resource.name for resource in resources] if len(resources) == 1 else []
+        picked = prompts.pick(f"Which {nouns(resources)}?", options, only)
     chosen = [resource for resource in resources if resource.name in picked]
     chosen = [r if r.columns else connector.describe(r.name) for r in chosen]
     named: dict[str, Resource] = {}
     for resource in chosen:
         named[pipeline_name(resource.name, taken | set(named))] = resource
-    _preview(connector, chosen[0])
+    if OTHER in picked:
+        name, resource = _ask_query(connector, taken | set(named))
+        named[name] = resource
+    _preview(connector, next(iter(named.values())))
     for line in report(named, connector.protocol, getattr(connector.config, "timezone", "UTC")):
         say(line, fold=True)
     if len(named) == 1:
@@ -317,7 +388,7 @@ def _ask_key(resource: Resource) -> tuple[str, ...]:
     proposed = ",".join(resource.primary_key)
     if proposed:
         options.insert(0, ("=", f"{proposed:<9} {resource.key_reason}"))
-    answer = prompts.choose("Key", options, "=" if proposed else NONE)
+    answer = prompts.choose("Key: what tells one row from another?", options, "=" if proposed else NONE)
     if answer == "*":
         return tuple(prompts.pick("Key columns", [(column, column) for column in columns]))
     return resource.primary_key if answer == "=" else ()
@@ -334,7 +405,7 @@ def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
     options.append((NONE, f"{'none':<{width}} {own_place(resource) or 'reload everything each run'}"))
     if others:
         options.append(("*", f"{'other':<{width}} pick a column"))
-    answer = prompts.choose("Cursor", options, usual or NONE)
+    answer = prompts.choose("Cursor: what tells new rows from old?", options, usual or NONE)
     if answer == "*":
         return prompts.choose("Cursor column", [(column, column) for column in others], search=True)
     return answer or None
@@ -345,19 +416,28 @@ def _ask_write(resource: Resource, key: Sequence[str], cursor: str | None) -> st
     unfit = {*(() if key else KEYED), *(("replace",) if resource.kind in STREAMS else ())}
     possible = [word for word in WRITE_WORDS if word not in unfit]
     options = [(word, WRITE_WORDS[word]) for word in sorted(possible, key=lambda word: word != usual)]
-    return prompts.choose("Write", options, usual)
+    return prompts.choose("Write: how do rows meet the table?", options, usual)
 
 
-def ask_plans_blind(taken: set[str]) -> list[Plan]:
+def query_words(protocol: str) -> str:
+    """What a person may type for this kind of source."""
+    from dwcli.connectors import literals
+
+    return str(literals(protocol).get("QUERY", "a table, query or path"))
+
+
+def ask_plans_blind(protocol: str, taken: set[str]) -> list[Plan]:
     """A pipeline for a source that could not be reached: what to read, and how."""
-    query = prompts.text("What to read (table, query, path)", check=_needed)
+    query = prompts.text(f"What to read: {query_words(protocol)}", check=_needed)
     name = prompts.text("Name of the pipeline", pipeline_name(query, taken), _needed)
     keys = prompts.text("Key columns, with commas between (empty: none)")
     key = tuple(word.strip() for word in keys.split(",") if word.strip())
     cursor = prompts.text("Cursor column (empty: none)") or None
     usual = "merge" if key and cursor else "append" if cursor else "replace"
     write = prompts.choose(
-        "Write", [(word, WRITE_WORDS[word]) for word in WRITES if word not in KEYED or key], usual
+        "Write: how do rows meet the table?",
+        [(word, WRITE_WORDS[word]) for word in WRITES if word not in KEYED or key],
+        usual,
     )
     return [Plan(name, query, write, key, None if write == "replace" else cursor)]
 
@@ -376,7 +456,7 @@ def _ask_query(connector: Connector, taken: set[str]) -> tuple[str, Resource]:
             return failed_anyway(error)
         return ""
 
-    query = prompts.text("What to read", check=check)
+    query = prompts.text(f"What to read: {query_words(connector.protocol)}", check=check)
     resource = replace(connector.describe(query), name=query)
     try:
         name, _ = split_pipeline(query, taken)
@@ -390,7 +470,7 @@ def _ask_query(connector: Connector, taken: set[str]) -> tuple[str, Resource]:
 
 def ask_every() -> str:
     """How often; "" is only by hand."""
-    return prompts.choose("Every", EVERY, "1h")
+    return prompts.choose("Every: how often should it run?", EVERY, "1h")
 
 
 def ask_load() -> str:

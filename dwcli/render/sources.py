@@ -13,6 +13,8 @@ from dwcli.render.words import ago, escape
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+#: The layer of a check that is none: what a person should know of a connection that works.
+WARNING = "warning"
 SOURCE_COLUMNS = (
     Column("SOURCE"),
     Column("PROTOCOL", optional=5),
@@ -89,12 +91,14 @@ def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], scre
         body = Text(f"{escape(check['detail'])}{took}")
         if check.get("hint"):
             body.append(f"\nfix: {escape(check['hint'])}", style="bold")
-        parts.append(marked(_mark(check["ok"]), body, 8))
+        parts.append(marked(_mark(check["ok"], check["layer"]), body, 8))
     return Group(*parts)
 
 
-def _mark(ok: bool) -> Any:
+def _mark(ok: bool, layer: str) -> Any:
     from rich.text import Text
 
+    if layer == WARNING:
+        return Text("  !", style="yellow")
     word = state_word("ok" if ok else "FAILED")
     return Text("  ok" if ok else "  FAIL", style=word.style)

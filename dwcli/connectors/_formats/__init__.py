@@ -76,7 +76,11 @@ class FileFields(BaseModel):
         description="CSV texts that mean NULL, beside the empty field",
         json_schema_extra={"advanced": True},
     )
-    sheet: str = Field("", description="sheet of a workbook, by name or number")
+    sheet: str = Field(
+        "",
+        description="sheet of a workbook, by name or number",
+        json_schema_extra={"needs": {"format": ["excel"]}},
+    )
     skip_rows: int = Field(
         0, ge=0, description="lines above the header", json_schema_extra={"advanced": True}
     )
