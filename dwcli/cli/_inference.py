@@ -142,6 +142,8 @@ def pipeline_name(query: str, taken: Collection[str]) -> str:
     while len(parts) > 1 and ENDINGS.fullmatch(parts[-1]):
         parts.pop()
     base = parts[-1] if parts else query
+    if len(parts) > 1 and not re.search(r"[A-Za-z]", base):  # 001.csv is the first of what the folder is
+        base = "_".join(parts[-2:])
     name = re.sub(r"[^A-Za-z0-9_]+", "_", base).strip("_")[:60] or "data"
     if name not in taken:
         return name

@@ -46,6 +46,16 @@ SECRETS: tuple[str, ...] = (
     "account_key",
 )
 SECRETS += ("key_file", "service_account_file", "service_account_info")
+PLACES = (
+    "queue",
+    "topic",
+    "subject",
+    "bucket",
+    "container",
+    "keyspace",
+    "spreadsheet_id",
+    "remote_base_path",
+)
 TLS: tuple[str, ...] = (
     "sslmode",
     "sslrootcert",
@@ -65,6 +75,7 @@ SUSPECTS = {
     "login": (*SECRETS, "username", "sasl_username", "access_key_id", "account_name", *ADDRESSES),
     "database": ("database", "database_path", "service_name", "keyspace", "username"),
     "permission": ("username", "password", "database_path", "path"),
+    "read": (*PLACES, "database", "path", "url", "virtual_host"),
 }
 WRITE_WORDS = {
     "merge": "merge (insert new, update changed)",
@@ -237,7 +248,7 @@ def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
             *((field.name, f"Fix {field.name}{_now(field, answers)}") for field in suspects or asked),
             ("*", "Fix something else"),
             ("again", "Try again as it is"),
-            ("save", "Save anyway, without looking into the source"),
+            ("save", "Save anyway, untested"),
             ("quit", "Quit"),
         ],
     )
@@ -301,7 +312,8 @@ def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
     if OTHER in picked:
         name, resource = _ask_query(connector, taken | set(named))
         named[name] = resource
-    _preview(connector, next(iter(named.values())))
+    first = next(iter(named))
+    named[first] = _with_a_key_that_holds(named[first], _preview(connector, named[first]))
     for line in report(named, connector.protocol, getattr(connector.config, "timezone", "UTC")):
         say(line, fold=True)
     if len(named) == 1:
@@ -330,20 +342,31 @@ def _labels(resources: Sequence[Resource]) -> list[tuple[str, str]]:
     from dwcli.render.words import compact, escape, size
 
     width = min(max(len(resource.name) for resource in resources), 40)
+    several_kinds = len({resource.kind for resource in resources}) > 1
     labels: list[tuple[str, str]] = []
     for resource in resources:
         facts = []
-        if resource.row_estimate is not None:
+        # a first file without rows says nothing of the others
+        if resource.row_estimate is not None and (resource.row_estimate or resource.kind != "files"):
             facts.append(f"~{compact(resource.row_estimate)} rows")
         if resource.bytes_estimate is not None:
             facts.append(size(resource.bytes_estimate))
-        if resource.kind != "table":
+        if resource.kind != "table" and several_kinds:
             facts.append(resource.kind)
         labels.append((resource.name, f"{escape(resource.name):<{width}}  {'  '.join(facts)}".rstrip()))
     return labels
 
 
-def _preview(connector: Connector, resource: Resource) -> None:
+def _with_a_key_that_holds(resource: Resource, rows: Sequence[Mapping[str, Any]]) -> Resource:
+    """The resource without its key, where a row on the screen has none."""
+    empty = [name for name in resource.primary_key if any(row.get(name, "") is None for row in rows)]
+    if not empty:
+        return resource
+    say(f"  Note: {', '.join(empty)} is empty in rows above, so it is no key", fold=True)
+    return replace(resource, primary_key=(), key_reason="")
+
+
+def _preview(connector: Connector, resource: Resource) -> list[dict[str, Any]]:
     """The first rows, as they would be loaded; a source that cannot show them is no reason to stop."""
     import sys
 
@@ -356,13 +379,14 @@ def _preview(connector: Connector, resource: Resource) -> None:
         types, records = first_rows(connector.fetch_data(resource.name).items, PREVIEW_ROWS)
     except DwError as error:
         say(f"  (no preview: {failed_anyway(error)})", fold=True)
-        return
+        return []
     of = f" of ~{compact(resource.row_estimate)}" if resource.row_estimate else ""
     say(f"\n  {resource.name}, {len(records)}{of} rows")
     screen = console(sys.stderr)
     rows = [[text(record.get(name)) for name in types] for record in records]
     screen.print(preview_table(types, rows, screen.width))
     say()
+    return records
 
 
 # -- key, cursor, write -------------------------------------------------------------------------------
@@ -388,7 +412,7 @@ def _ask_key(resource: Resource) -> tuple[str, ...]:
     proposed = ",".join(resource.primary_key)
     if proposed:
         options.insert(0, ("=", f"{proposed:<9} {resource.key_reason}"))
-    answer = prompts.choose("Key: what tells one row from another?", options, "=" if proposed else NONE)
+    answer = prompts.choose("Key (tells rows apart)", options, "=" if proposed else NONE)
     if answer == "*":
         return tuple(prompts.pick("Key columns", [(column, column) for column in columns]))
     return resource.primary_key if answer == "=" else ()
@@ -405,7 +429,7 @@ def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
     options.append((NONE, f"{'none':<{width}} {own_place(resource) or 'reload everything each run'}"))
     if others:
         options.append(("*", f"{'other':<{width}} pick a column"))
-    answer = prompts.choose("Cursor: what tells new rows from old?", options, usual or NONE)
+    answer = prompts.choose("Cursor (tells what is new)", options, usual or NONE)
     if answer == "*":
         return prompts.choose("Cursor column", [(column, column) for column in others], search=True)
     return answer or None
@@ -416,7 +440,7 @@ def _ask_write(resource: Resource, key: Sequence[str], cursor: str | None) -> st
     unfit = {*(() if key else KEYED), *(("replace",) if resource.kind in STREAMS else ())}
     possible = [word for word in WRITE_WORDS if word not in unfit]
     options = [(word, WRITE_WORDS[word]) for word in sorted(possible, key=lambda word: word != usual)]
-    return prompts.choose("Write: how do rows meet the table?", options, usual)
+    return prompts.choose("Write (rows into the table)", options, usual)
 
 
 def query_words(protocol: str) -> str:
@@ -435,7 +459,7 @@ def ask_plans_blind(protocol: str, taken: set[str]) -> list[Plan]:
     cursor = prompts.text("Cursor column (empty: none)") or None
     usual = "merge" if key and cursor else "append" if cursor else "replace"
     write = prompts.choose(
-        "Write: how do rows meet the table?",
+        "Write (rows into the table)",
         [(word, WRITE_WORDS[word]) for word in WRITES if word not in KEYED or key],
         usual,
     )
@@ -470,7 +494,7 @@ def _ask_query(connector: Connector, taken: set[str]) -> tuple[str, Resource]:
 
 def ask_every() -> str:
     """How often; "" is only by hand."""
-    return prompts.choose("Every: how often should it run?", EVERY, "1h")
+    return prompts.choose("Every (how often it runs)", EVERY, "1h")
 
 
 def ask_load() -> str:

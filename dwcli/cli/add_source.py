@@ -277,7 +277,8 @@ def test_live(connector: Connector) -> ConnectionFailed | None:
     from dwcli.render.sources import WARNING
     from dwcli.render.words import duration
 
-    say(f"\n  Testing {place_of(connector)}")
+    say()
+    say(f"  Testing {place_of(connector)}", fold=True)
     for check in checks(connector, ""):
         mark = "FAIL" if not check.ok else "!   " if check.layer == WARNING else "ok  "
         taken = duration(check.milliseconds / 1000) if mark == "ok  " else ""

@@ -103,6 +103,8 @@ def test_a_stream_is_asked_for_no_cursor_and_offered_no_replace(monkeypatch, cap
         ('"odd name"', set(), "odd_name"),
         ("in/2026/sales.csv.gz", set(), "sales"),
         ("in/*.csv", set(), "in"),
+        ("orders/001.csv", set(), "orders_001"),
+        ("2026.csv", set(), "2026"),
         ("données", set(), "donn_es"),
         ("***", set(), "data"),
         ("x" * 90, set(), "x" * 60),

@@ -75,9 +75,9 @@ def _answer_next(person: Person) -> bool:
         "Name of the pipeline": lambda: child.send(ERASE + "orders" + ENTER),
         "Load now?": lambda: child.send(ENTER),
     }
-    questions = {forms.hint(one): one for one in person.fields.values()}
+    questions = {text: one for one in person.fields.values() for text in (forms.hint(one), one.question)}
     words = [re.escape(text) for text in (*steps, *questions)]
-    words += [r"Which [\w ]+\?", r"What to read: .+?", r"(?:Key|Cursor|Write|Every): [\w ]+\?", r"And now\?"]
+    words += [r"Which [\w ]+\?", r"What to read: .+?", r"(?:Key|Cursor|Write|Every) \([\w ]+\)", r"And now\?"]
     question = re.compile(rf"\?{SPACED}(?:({AGAIN})|({'|'.join(words)}) ?\x1b)")
     if child.expect([pexpect.EOF, question]) == 0:
         return False
