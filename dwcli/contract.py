@@ -44,8 +44,10 @@ class ConnectorConfig(BaseModel):
 
     Field descriptions are the questions of the wizard, the help of the flags and the docs, so write
     them for a person: a noun phrase, no period. `SecretStr` fields are never shown, asked hidden, and
-    stored as references. `json_schema_extra={"advanced": True}` keeps a field out of the wizard; of a
-    field with `json_schema_extra=LOCAL_PATH`, a relative value is taken from the project's folder.
+    stored as references. `json_schema_extra={"advanced": True}` keeps a field out of the wizard's
+    questions; `{"needs": "username"}` asks only where that field has a value, `{"unless": "token"}` only
+    where it has none, and `{"needs": {"format": ["excel"]}}` looks for one of these values. Of a field
+    with `json_schema_extra=LOCAL_PATH`, a relative value is taken from the project's folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

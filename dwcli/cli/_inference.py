@@ -16,6 +16,8 @@ ONCE = ("file", "files", "folder", *STREAMS)
 #: What that place is, where its kind says it.
 PLACES = {"topic": "offsets", "queue": "what was acknowledged", "subject": "message numbers"}
 PLACES |= dict.fromkeys(("file", "files", "folder"), "new and changed files")
+#: Kinds whose plural is another word than the kind with an s.
+NOUNS = {"file": "files", "files": "files", "folder": "files", "view": "tables", "nodes": "labels"}
 #: What a file's name ends with, and is no part of what it holds.
 ENDINGS = re.compile(r"(?i)csv|tsv|txt|jsonl?|ndjson|parquet|xlsx?|ods|avro|gz|zst|bz2|xz|zip")
 
@@ -41,6 +43,18 @@ class Plan:
         if every:
             entry["every"] = every
         return entry
+
+
+def nouns(resources: Collection[Resource]) -> str:
+    """What a source's resources are called: tables, files, queues …"""
+    words = {NOUNS.get(resource.kind, f"{resource.kind}s") for resource in resources}
+    return (
+        words.pop()
+        if len(words) == 1
+        else "tables"
+        if "tables" in words or not words
+        else " or ".join(sorted(words))
+    )
 
 
 def propose(name: str, resource: Resource, sure_only: bool = True) -> Plan:
@@ -134,6 +148,8 @@ def pipeline_name(query: str, taken: Collection[str]) -> str:
     while len(parts) > 1 and ENDINGS.fullmatch(parts[-1]):
         parts.pop()
     base = parts[-1] if parts else query
+    if len(parts) > 1 and not re.search(r"[A-Za-z]", base):  # 001.csv is the first of what the folder is
+        base = "_".join(parts[-2:])
     name = re.sub(r"[^A-Za-z0-9_]+", "_", base).strip("_")[:60] or "data"
     if name not in taken:
         return name

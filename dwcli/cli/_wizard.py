@@ -13,9 +13,10 @@ from pydantic import BaseModel, SecretStr
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
 from dwcli.cli._fidelity import report
-from dwcli.cli._inference import STREAMS, Plan, cautions, own_place, pipeline_name, propose, write_for
+from dwcli.cli._inference import STREAMS, Plan, cautions, nouns, own_place, pipeline_name, propose, write_for
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
+    ADDRESSES,
     DRAFT,
     STOPPED,
     WRITES,
@@ -34,14 +35,47 @@ if TYPE_CHECKING:
     from dwcli.project import Project
 
 NONE = ""
+#: The last of what can be picked: something that the source does not list.
+OTHER = ""
+SECRETS: tuple[str, ...] = (
+    "password",
+    "token",
+    "api_key",
+    "sasl_password",
+    "secret_access_key",
+    "account_key",
+)
+SECRETS += ("key_file", "service_account_file", "service_account_info")
+PLACES = (
+    "queue",
+    "topic",
+    "subject",
+    "bucket",
+    "container",
+    "keyspace",
+    "spreadsheet_id",
+    "remote_base_path",
+)
+TLS: tuple[str, ...] = (
+    "sslmode",
+    "sslrootcert",
+    "encrypt",
+    "trust_server_certificate",
+    "hostname_in_certificate",
+    "tls",
+    "tls_verify",
+    "ca_file",
+)
+TLS += ("ssl_ca", "tls_ca", "security_protocol", "known_hosts")
 #: layer that failed → fields that may be wrong
 SUSPECTS = {
-    "name": ("host", "hosts", "base_url", "uri", "database_path", "path"),
-    "port": ("host", "port", "uri"),
-    "tls": ("sslmode", "sslrootcert", "encrypt", "host"),
-    "login": ("username", "password", "token"),
+    "name": ("host", *ADDRESSES, "endpoint", "bucket", "region"),
+    "port": ("port", "host", *ADDRESSES, "endpoint"),
+    "tls": (*TLS, "host", "port"),
+    "login": (*SECRETS, "username", "sasl_username", "access_key_id", "account_name", *ADDRESSES),
     "database": ("database", "database_path", "service_name", "keyspace", "username"),
     "permission": ("username", "password", "database_path", "path"),
+    "read": (*PLACES, "database", "path", "url", "virtual_host"),
 }
 WRITE_WORDS = {
     "merge": "merge (insert new, update changed)",
@@ -76,6 +110,7 @@ def ask_connection(project: Project, draft: dict[str, Any]) -> type[BaseModel]:
         draft["name"] = _ask_name(project, draft["protocol"])
         _save(project, draft)
     answers = draft.setdefault("answers", {})
+    open_fields = [field for field in forms.questions_of(model) if field.name not in answers]
     fields = {field.name for field in forms.questions_of(model)}
     if {"host", "username", "password"} <= fields and not {"host", "uri"} & set(answers):
         _ask_way(model, answers)
@@ -85,7 +120,21 @@ def ask_connection(project: Project, draft: dict[str, Any]) -> type[BaseModel]:
         _save(project, draft)
 
     draft["answers"] = forms.ask(model, answers, keep, draft["name"])
+    if len(open_fields) > 1:
+        _ask_more(project, draft)
     return model
+
+
+def _ask_more(project: Project, draft: dict[str, Any]) -> None:
+    """The settings that were not asked for, and those that were: any of them, before the first try."""
+    while True:
+        ready = prompts.choose(
+            "Ready to connect?", [("yes", "Yes, try it"), ("no", "No, set or change something first")], "yes"
+        )
+        if ready == "yes":
+            return
+        _ask_again(draft, "*")
+        _save(project, draft)
 
 
 def _save(project: Project, draft: dict[str, Any]) -> None:
@@ -93,12 +142,16 @@ def _save(project: Project, draft: dict[str, Any]) -> None:
 
 
 def _ask_protocol() -> str:
-    from dwcli.connectors import names, title
+    from dwcli.connectors import literals, names, title
+
+    def shown(name: str) -> str:
+        words = (name, *literals(name).get("ALIASES", ()))
+        known = title(name).lower().replace(" ", "").replace("_", "")
+        others = [word for word in words if word.replace("_", "") not in known]
+        return f"{title(name)}  {', '.join(others)}".rstrip()
 
     order = sorted(names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    return prompts.choose(
-        "What kind of source?", [(name, title(name)) for name in order], order[0], search=True
-    )
+    return prompts.choose("What kind of source?", [(name, shown(name)) for name in order], search=True)
 
 
 def _ask_name(project: Project, protocol: str) -> str:
@@ -180,32 +233,55 @@ def connect_or_fix(
             save(project, draft)
             say(STOPPED if save is _save else "Nothing was changed.")
             raise typer.Exit(1)
-        _ask_again(draft, answer)
-        save(project, draft)
+        if answer != "again":
+            _ask_again(draft, answer)
+            save(project, draft)
 
 
 def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
-    model = _model_of(draft)
-    names = [field.name for field in forms.fields_of(model) if not field.advanced or layer == "tls"]
-    suspects = [name for name in SUSPECTS.get(layer, ()) if name in names] or names
+    fields = forms.fields_of(_model_of(draft))
+    answers = draft["answers"]
+    asked = [
+        f for f in fields if f.name in answers or (not f.advanced and forms.is_question(f, fields, answers))
+    ]
+    likely = SUSPECTS.get(layer, ())
+    suspects = [f for f in fields if f.name in likely and (f in asked or layer in ("tls", "name"))]
+    # of the ways to log in, the one that was taken stands first
+    suspects.sort(key=lambda f: (layer == "login" and f.name not in answers, likely.index(f.name)))
     return prompts.choose(
         "And now?",
         [
-            *((name, f"Fix {name}") for name in suspects),
-            *((("*", "Fix something else"),) if set(suspects) != set(names) else ()),
-            ("save", "Save anyway"),
+            *((field.name, f"Fix {field.name}{_now(field, answers)}") for field in suspects or asked),
+            ("*", "Fix something else"),
+            ("again", "Try again as it is"),
+            ("save", "Save anyway, untested"),
             ("quit", "Quit"),
         ],
     )
 
 
+def _now(field: forms.Field, answers: Mapping[str, Any]) -> str:
+    """The value that a field has, in brackets; no secret, and nothing where there is none."""
+    from dwcli.render.words import escape
+
+    value = forms.as_text(answers.get(field.name, field.default))
+    value = {"True": "yes", "False": "no"}.get(value, value) if field.type is bool else value
+    return f" ({escape(value)})" if value and not field.secret and len(value) <= 50 else ""
+
+
 def _ask_again(draft: dict[str, Any], name: str) -> None:
-    fields = {field.name: field for field in forms.questions_of(_model_of(draft))}
+    """Ask for one field anew; "*" is for the one that the person picks from all."""
+    every = sorted(forms.fields_of(_model_of(draft)), key=lambda field: field.name == "batch_bytes")
     if name == "*":
-        name = prompts.choose("Which?", [(field, field) for field in fields])
-    field = next(f for f in forms.fields_of(_model_of(draft)) if f.name == name)
+        width = min(max(len(field.name) for field in every), 20)
+        labels = [
+            (f.name, f"{f.name + ':':<{width + 1}} {f.question}{_now(f, draft['answers'])}") for f in every
+        ]
+        name = prompts.choose("Which?", labels, search=True)
+    field = next(field for field in every if field.name == name)
     before = draft["answers"].get(name)
     answer = forms.ask_field(field, None if isinstance(before, SecretStr) else before, draft["name"])
+    answer = forms.emptied(field) if answer is None else answer
     if answer is None:
         draft["answers"].pop(name, None)
     else:
@@ -228,15 +304,22 @@ def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
     """Which tables, and how each is loaded."""
     resources = list(connector.discover())
     if not resources:
-        say("  The source lists nothing to pick from.")
-        return [_ask_plan(*pair) for pair in [_ask_query(connector, taken)]]
-    picked = prompts.pick("Which tables?", _labels(resources))
+        say("  The source lists nothing to pick from: type what to read.")
+        picked = [OTHER]
+    else:
+        options = [*_labels(resources), (OTHER, f"something else: {query_words(connector.protocol)}")]
+        only = [resource.name for resource in resources] if len(resources) == 1 else []
+        picked = prompts.pick(f"Which {nouns(resources)}?", options, only)
     chosen = [resource for resource in resources if resource.name in picked]
     chosen = [r if r.columns else connector.describe(r.name) for r in chosen]
     named: dict[str, Resource] = {}
     for resource in chosen:
         named[pipeline_name(resource.name, taken | set(named))] = resource
-    _preview(connector, chosen[0])
+    if OTHER in picked:
+        name, resource = _ask_query(connector, taken | set(named))
+        named[name] = resource
+    first = next(iter(named))
+    named[first] = _with_a_key_that_holds(named[first], _preview(connector, named[first]))
     for line in report(named, connector.protocol, getattr(connector.config, "timezone", "UTC")):
         say(line, fold=True)
     if len(named) == 1:
@@ -265,20 +348,31 @@ def _labels(resources: Sequence[Resource]) -> list[tuple[str, str]]:
     from dwcli.render.words import compact, escape, size
 
     width = min(max(len(resource.name) for resource in resources), 40)
+    several_kinds = len({resource.kind for resource in resources}) > 1
     labels: list[tuple[str, str]] = []
     for resource in resources:
         facts = []
-        if resource.row_estimate is not None:
+        # a first file without rows says nothing of the others
+        if resource.row_estimate is not None and (resource.row_estimate or resource.kind != "files"):
             facts.append(f"~{compact(resource.row_estimate)} rows")
         if resource.bytes_estimate is not None:
             facts.append(size(resource.bytes_estimate))
-        if resource.kind != "table":
+        if resource.kind != "table" and several_kinds:
             facts.append(resource.kind)
         labels.append((resource.name, f"{escape(resource.name):<{width}}  {'  '.join(facts)}".rstrip()))
     return labels
 
 
-def _preview(connector: Connector, resource: Resource) -> None:
+def _with_a_key_that_holds(resource: Resource, rows: Sequence[Mapping[str, Any]]) -> Resource:
+    """The resource without its key, where a row on the screen has none."""
+    empty = [name for name in resource.primary_key if any(row.get(name, "") is None for row in rows)]
+    if not empty:
+        return resource
+    say(f"  Note: {', '.join(empty)} is empty in rows above, so it is no key", fold=True)
+    return replace(resource, primary_key=(), key_reason="")
+
+
+def _preview(connector: Connector, resource: Resource) -> list[dict[str, Any]]:
     """The first rows, as they would be loaded; a source that cannot show them is no reason to stop."""
     import sys
 
@@ -291,13 +385,14 @@ def _preview(connector: Connector, resource: Resource) -> None:
         types, records = first_rows(connector.fetch_data(resource.name).items, PREVIEW_ROWS)
     except DwError as error:
         say(f"  (no preview: {failed_anyway(error)})", fold=True)
-        return
+        return []
     of = f" of ~{compact(resource.row_estimate)}" if resource.row_estimate else ""
     say(f"\n  {resource.name}, {len(records)}{of} rows")
     screen = console(sys.stderr)
     rows = [[text(record.get(name)) for name in types] for record in records]
     screen.print(preview_table(types, rows, screen.width))
     say()
+    return records
 
 
 # -- key, cursor, write -------------------------------------------------------------------------------
@@ -323,7 +418,7 @@ def _ask_key(resource: Resource) -> tuple[str, ...]:
     proposed = ",".join(resource.primary_key)
     if proposed:
         options.insert(0, ("=", f"{proposed:<9} {resource.key_reason}"))
-    answer = prompts.choose("Key", options, "=" if proposed else NONE)
+    answer = prompts.choose("Key (tells rows apart)", options, "=" if proposed else NONE)
     if answer == "*":
         return tuple(prompts.pick("Key columns", [(column, column) for column in columns]))
     return resource.primary_key if answer == "=" else ()
@@ -340,7 +435,7 @@ def _ask_cursor(resource: Resource, usual: str | None) -> str | None:
     options.append((NONE, f"{'none':<{width}} {own_place(resource) or 'reload everything each run'}"))
     if others:
         options.append(("*", f"{'other':<{width}} pick a column"))
-    answer = prompts.choose("Cursor", options, usual or NONE)
+    answer = prompts.choose("Cursor (tells what is new)", options, usual or NONE)
     if answer == "*":
         return prompts.choose("Cursor column", [(column, column) for column in others], search=True)
     return answer or None
@@ -351,19 +446,28 @@ def _ask_write(resource: Resource, key: Sequence[str], cursor: str | None) -> st
     unfit = {*(() if key else KEYED), *(("replace",) if resource.kind in STREAMS else ())}
     possible = [word for word in WRITE_WORDS if word not in unfit]
     options = [(word, WRITE_WORDS[word]) for word in sorted(possible, key=lambda word: word != usual)]
-    return prompts.choose("Write", options, usual)
+    return prompts.choose("Write (rows into the table)", options, usual)
 
 
-def ask_plans_blind(taken: set[str]) -> list[Plan]:
+def query_words(protocol: str) -> str:
+    """What a person may type for this kind of source."""
+    from dwcli.connectors import literals
+
+    return str(literals(protocol).get("QUERY", "a table, query or path"))
+
+
+def ask_plans_blind(protocol: str, taken: set[str]) -> list[Plan]:
     """A pipeline for a source that could not be reached: what to read, and how."""
-    query = prompts.text("What to read (table, query, path)", check=_needed)
+    query = prompts.text(f"What to read: {query_words(protocol)}", check=_needed)
     name = prompts.text("Name of the pipeline", pipeline_name(query, taken), _needed)
     keys = prompts.text("Key columns, with commas between (empty: none)")
     key = tuple(word.strip() for word in keys.split(",") if word.strip())
     cursor = prompts.text("Cursor column (empty: none)") or None
     usual = "merge" if key and cursor else "append" if cursor else "replace"
     write = prompts.choose(
-        "Write", [(word, WRITE_WORDS[word]) for word in WRITES if word not in KEYED or key], usual
+        "Write (rows into the table)",
+        [(word, WRITE_WORDS[word]) for word in WRITES if word not in KEYED or key],
+        usual,
     )
     return [Plan(name, query, write, key, None if write == "replace" else cursor)]
 
@@ -382,7 +486,7 @@ def _ask_query(connector: Connector, taken: set[str]) -> tuple[str, Resource]:
             return failed_anyway(error)
         return ""
 
-    query = prompts.text("What to read", check=check)
+    query = prompts.text(f"What to read: {query_words(connector.protocol)}", check=check)
     resource = replace(connector.describe(query), name=query)
     try:
         name, _ = split_pipeline(query, taken)
@@ -396,7 +500,7 @@ def _ask_query(connector: Connector, taken: set[str]) -> tuple[str, Resource]:
 
 def ask_every() -> str:
     """How often; "" is only by hand."""
-    answer = prompts.choose("Every", EVERY, "1h")
+    answer = prompts.choose("Every (how often it runs)", EVERY, "1h")
     if answer != "*":
         return answer
     return prompts.text("Duration, or cron: minute hour day month weekday", check=_no_time).strip()

@@ -9,6 +9,7 @@ after each answer, without secrets, so that Ctrl-C loses nothing.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,18 @@ if TYPE_CHECKING:
     from dwcli.project import Project
 
 WRITES = get_args(WriteDisposition)
+#: Fields that say where a source is, in kinds without host and port.
+ADDRESSES: tuple[str, ...] = (
+    "hosts",
+    "servers",
+    "bootstrap_servers",
+    "base_url",
+    "url",
+    "wsdl_url",
+    "uri",
+    "api_url",
+)
+ADDRESSES += ("database_path", "path")
 DRAFT = "add-source"
 STOPPED = "Stopped. Answers saved (not the password). Continue: dw add-source --resume"
 
@@ -261,18 +274,29 @@ def open_connector(project: Project, draft: Mapping[str, Any]) -> Connector:
 def test_live(connector: Connector) -> ConnectionFailed | None:
     """Try the connection layer by layer, each shown as it is found; the failure, if there is one."""
     from dwcli.cli.test_connection import checks
+    from dwcli.render.sources import WARNING
     from dwcli.render.words import duration
 
-    where = getattr(connector.config, "host", None)
-    port = getattr(connector.config, "port", None)
-    say(f"\n  Testing {f'{where}:{port}' if where and port else connector.protocol}")
+    say()
+    say(f"  Testing {place_of(connector)}", fold=True)
     for check in checks(connector, ""):
-        mark = "ok  " if check.ok else "FAIL"
-        taken = duration(check.milliseconds / 1000) if check.ok else ""
-        say(f"    {mark}  {check.detail:<28} {taken}".rstrip())
+        mark = "FAIL" if not check.ok else "!   " if check.layer == WARNING else "ok  "
+        taken = duration(check.milliseconds / 1000) if mark == "ok  " else ""
+        say(f"    {mark}  {check.detail:<28} {taken}".rstrip(), fold=True)
         if not check.ok:
             return ConnectionFailed(check.detail, check.layer, hint=check.hint)
     return None
+
+
+def place_of(connector: Connector) -> str:
+    """Where a source is, as its configuration says it: host and port, an address, or its kind."""
+    config = connector.config
+    host, port = getattr(config, "host", None), getattr(config, "port", None)
+    if host and port:
+        return f"{host}:{port}"
+    found = (getattr(config, name, "") for name in (*ADDRESSES, "endpoint"))
+    address = next((value for value in found if isinstance(value, str | Path) and str(value)), None)
+    return str(address or connector.protocol)
 
 
 # -- pipelines ----------------------------------------------------------------------------------------
@@ -298,7 +322,7 @@ def _choose_plans(project: Project, draft: dict[str, Any], choices: Choices, wiz
     if connector is None:
         if choices.pipelines:
             return _untested_plans(choices, taken)
-        return _wizard.ask_plans_blind(taken)
+        return _wizard.ask_plans_blind(draft["protocol"], taken)
     with closing(connector):
         if choices.pipelines or choices.tables:
             return _plans_from_flags(connector, choices, taken)
@@ -353,8 +377,6 @@ def _wanted(connector: Connector, choices: Choices, taken: set[str]) -> Iterator
 
 def split_pipeline(text: str, taken: set[str]) -> tuple[str, str]:
     """NAME=QUERY, or a QUERY that names itself. Raises UsageError for SQL without a name."""
-    import re
-
     match = re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_-]{0,62})=(.+)", text, re.DOTALL)
     if match:
         if match[1] in taken:
@@ -476,8 +498,23 @@ def _finish(
         say(f"\nSame without questions:\n  {flags.replace(chr(10), chr(10) + '  ')}")
         if load != "no":
             _load(name, 1000 if load == "first" else None)
+            say(f"Next: {_look_at(project, name)}")
             return
     say(f"Next: dw run {next(iter(pipelines)) if len(pipelines) == 1 else name}")
+
+
+def _look_at(project: Project, source: str) -> str:
+    """The command that shows the first rows of what was loaded."""
+    from dwcli.project import load_project, pipelines_of
+
+    pipeline = next(p for p in pipelines_of(load_project(project.root)) if p.source.name == source)
+    words = [pipeline.target] if pipeline.schema == "public" else [pipeline.schema, pipeline.target]
+    table = ".".join(
+        word if re.fullmatch(r"[a-z_][a-z0-9_]*", word) else '"' + word.replace('"', '""') + '"'
+        for word in words
+    )
+    # for a person to type, with names in quotes
+    return command_line(["dw", "query", f"select * from {table} limit 5"])  # noqa: S608
 
 
 def flag_form(

@@ -14,7 +14,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -43,6 +43,10 @@ class Field:
     secret: bool
     #: has a flag, but is no question of the wizard
     advanced: bool
+    #: other fields, and the values of them, one of which makes this a question; no values: any answer
+    needs: Mapping[str, tuple[str, ...]]
+    #: the same, for what makes this no question any more
+    unless: Mapping[str, tuple[str, ...]]
     example: str
     check: Callable[[Any], Any]
 
@@ -75,6 +79,21 @@ def questions_of(model: type[BaseModel]) -> list[Field]:
     return [field for field in fields_of(model) if not field.advanced]
 
 
+def is_question(field: Field, fields: Sequence[Field], answers: Mapping[str, Any]) -> bool:
+    """Whether a field still means something after these answers: no password where there is no user."""
+    defaults = {other.name: other.default for other in fields}
+
+    def holds(name: str, values: tuple[str, ...]) -> bool:
+        value = answers.get(name, defaults.get(name))
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        return str(value) in values if values else bool(value)
+
+    if not field.required and any(holds(name, values) for name, values in field.unless.items()):
+        return False
+    return field.required or not field.needs or any(holds(n, values) for n, values in field.needs.items())
+
+
 def _field(name: str, info: Any) -> Field:
     whole = _without_none(info.annotation)
     shape, single = _shape(whole)
@@ -91,9 +110,18 @@ def _field(name: str, info: Any) -> Field:
         choices=tuple(str(c) for c in get_args(single)) if get_origin(single) is Literal else (),
         secret=single is SecretStr,
         advanced=bool(extra.get("advanced")),
+        needs=_conditions(extra.get("needs")),
+        unless=_conditions(extra.get("unless")),
         example=str(info.examples[0]) if info.examples else "",
         check=TypeAdapter(constrained).validate_python,
     )
+
+
+def _conditions(given: Any) -> dict[str, tuple[str, ...]]:
+    """`"username"`, or `{"format": ["excel"]}`, as names and values."""
+    if isinstance(given, dict):
+        return {name: tuple(values) for name, values in given.items()}
+    return {given: ()} if given else {}
 
 
 def _without_none(annotation: Any) -> Any:
@@ -301,15 +329,17 @@ def ask(
     keep: Callable[[dict[str, Any]], None] = lambda answers: None,
     source: str = "",
 ) -> dict[str, Any]:
-    """Ask for every field not already answered; defaults are one Enter away.
+    """Ask for every field not already answered that means something; defaults are one Enter away.
 
     keep: called with all answers so far after each one. source: its name, which the variables of its secrets
     begin with. Raises KeyboardInterrupt.
     """
     got = dict(answers)
+    fields = fields_of(model)
     for field in questions_of(model):
-        if field.name not in got:
+        if field.name not in got and is_question(field, fields, got):
             answer = ask_field(field, source=source)
+            answer = emptied(field) if answer is None else answer
             if answer is not None:
                 got[field.name] = answer
                 keep(got)
@@ -329,10 +359,16 @@ def ask_field(field: Field, default: Any = None, source: str = "") -> Any:
         return prompts.choose(
             field.question, [(choice, choice) for choice in field.choices], str(default or field.choices[0])
         )
-    text = prompts.text(_hint(field), as_text(default), checker(field))
+    text = prompts.text(hint(field), as_text(default), checker(field))
     if text == "":
         return None
     return _from_text(field, text)
+
+
+def emptied(field: Field) -> str | None:
+    """What an answer that was wiped out says: empty text, where that is not what the default says."""
+    text = field.type is str and field.shape == "one" and not field.choices
+    return "" if text and field.default else None
 
 
 def _ask_secret(field: Field, default: Any, source: str) -> Any:
@@ -345,7 +381,7 @@ def _ask_secret(field: Field, default: Any, source: str) -> Any:
     match = re.fullmatch(r"\$\{env:([^}]+)\}", str(default or ""))
     variable = match[1].strip() if match else secret_variable(source, field.name).lstrip("_")
     options = [("type", "type it (kept in .env)"), ("env", "environment variable")]
-    options += [] if field.required else [("none", "none")]
+    options += [] if field.required else [("none", "there is none")]
     way = prompts.choose(field.question, options, "env" if match or os.environ.get(variable) else "type")
     if way == "none":
         return None
@@ -361,10 +397,16 @@ def _check_variable(typed: str) -> str:
     return "" if fits else "its name: letters, digits and _, not the secret itself"
 
 
-def _hint(field: Field) -> str:
+def hint(field: Field) -> str:
+    """The question of a text, with what helps to answer it."""
     if field.shape == "dict":
         return f"{field.question} (NAME=VALUE, …)"
-    return f"{field.question} ({field.example})" if field.example and not field.default else field.question
+    if field.shape == "other" and isinstance(field.default, dict):
+        return f'{field.question} (JSON, such as {{"name": 1}})'
+    if field.example and not field.default:
+        return f"{field.question} ({field.example})"
+    said = field.required or field.default not in (None, "", [], ()) or "empty" in field.help
+    return field.question if said else f"{field.question} (optional)"
 
 
 def as_text(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
@@ -18,6 +18,7 @@ from dwcli.errors import ConnectionFailed, DwError, UsageError
 
 if TYPE_CHECKING:
     from dwcli.connectors import Connector
+    from dwcli.contract import Resource
     from dwcli.warehouse import Check
 
 #: The name that means the warehouse itself.
@@ -26,6 +27,7 @@ WAREHOUSE = "dw"
 NOTIFY = "notify"
 #: Resources are counted up to here: a source with a million files is connected as well as one with this many.
 COUNTED = 1000
+#: What is said of a source without a list, such as an API: opening it proves little.
 
 
 def test_connection(
@@ -117,16 +119,21 @@ def _collect(name: str, about: str, run: Callable[[], Iterator[Check]]) -> dict[
 
 def checks(connector: Connector, edit: str) -> Iterator[Check]:
     """Connect to a source and look what it offers; ends after the first layer that fails."""
+    from dwcli.log import warnings_heard
+    from dwcli.render.sources import WARNING
     from dwcli.warehouse import Check
 
     begun = time.perf_counter()
     try:
         yield from _reach(connector)
         begun = time.perf_counter()
-        connector.connect()
+        with warnings_heard() as heard:
+            connector.connect()
         yield Check("login", True, _since(begun), _as_whom(connector))
+        for words in dict.fromkeys(heard):
+            yield Check(WARNING, True, 0.0, words)
         begun = time.perf_counter()
-        offered = sum(1 for _ in islice(connector.discover(), COUNTED))
+        offered = list(islice(connector.discover(), COUNTED))
         yield Check("read", True, _since(begun), _what_it_offers(connector, offered))
     except ConnectionFailed as error:
         yield Check(error.layer, False, _since(begun), _sentence(error), error.hint or edit)
@@ -136,12 +143,17 @@ def checks(connector: Connector, edit: str) -> Iterator[Check]:
         connector.close()
 
 
-def _what_it_offers(connector: Connector, offered: int) -> str:
+def _what_it_offers(connector: Connector, offered: Sequence[Resource]) -> str:
+    """What a source offers, counted; a group of files beside its files is none more."""
+    from dwcli.cli._inference import nouns
+
     if not offered:
         usual = "lists nothing: it is empty, or this login may see nothing in it"
         return str(getattr(connector.module, "UNLISTED", usual))
-    more = " or more" if offered == COUNTED else ""
-    return f"can read {offered:,}{more} {'table or file' if offered == 1 else 'tables or files'}"
+    counted = [resource for resource in offered if resource.kind != "files"] or offered
+    more = " or more" if len(offered) == COUNTED else ""
+    words = nouns(counted)
+    return f"can read {len(counted):,}{more} {words.removesuffix('s') if len(counted) == 1 else words}"
 
 
 def _reach(connector: Connector) -> Iterator[Check]:

@@ -50,7 +50,7 @@ from dwcli.references import environment, resolve
 
 ENTRY_POINTS = "dwcli.connectors"
 #: What a connector says about itself at its head.
-LITERALS = ("TITLE", "ALIASES", "EXTRA", "TRIED", "STAND_IN", "INCREMENTAL", "TYPING", "STREAMING")
+LITERALS = ("TITLE", "ALIASES", "EXTRA", "TRIED", "STAND_IN", "QUERY", "INCREMENTAL", "TYPING", "STREAMING")
 
 
 @dataclass

@@ -27,7 +27,7 @@ _CHUNK = 4 * 1024 * 1024
 class ObjectsConfig(RemoteFileConfig):
     """What every object store has in its `Config`."""
 
-    remote_base_path: str = Field("", description="folder that all paths are below")
+    remote_base_path: str = Field("", description="folder that all paths are below; empty for the top")
     endpoint: str = Field(
         "",
         description="address of the store, if not the usual one",

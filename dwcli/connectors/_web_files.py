@@ -37,8 +37,14 @@ class WebConfig(RemoteFileConfig):
     """What both kinds of files on web servers have in their `Config`."""
 
     username: str = Field("", description="user")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
-    token: SecretStr = Field(SecretStr(""), description="bearer token, where there is no user")
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
+    token: SecretStr = Field(
+        SecretStr(""),
+        description="bearer token, where there is no user",
+        json_schema_extra={"unless": "username"},
+    )
     headers: dict[str, SecretStr] = Field(
         {}, description="further headers of every request", json_schema_extra={"advanced": True}
     )

@@ -44,6 +44,7 @@ from dwcli.log import get_logger
 TITLE = "RabbitMQ (AMQP 0-9-1)"
 ALIASES = ("rabbitmq",)
 TRIED = "RabbitMQ 3.10"
+QUERY = "a queue"
 INCREMENTAL = "acknowledged messages"
 TYPING = "inferred"
 STREAMING = True

@@ -21,6 +21,7 @@ TITLE = "Azure Blob Storage"
 ALIASES = ("az", "adls", "abfs")
 EXTRA = "s3"
 STAND_IN = "Azurite 3.35"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True

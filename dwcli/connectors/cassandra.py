@@ -48,6 +48,7 @@ TITLE = "Cassandra or ScyllaDB"
 ALIASES = ("scylla", "scylladb")
 EXTRA = "cassandra"
 STAND_IN = "a server of the tests that speaks CQL protocol 4"
+QUERY = "a table, or a SELECT in CQL"
 INCREMENTAL = "cursor column, filtered here"
 TYPING = "declared"
 STREAMING = True
@@ -70,7 +71,9 @@ class Config(ConnectorConfig):
     keyspace: str = Field(min_length=1, description="name of the keyspace")
     port: int = Field(9042, ge=1, le=65535, description="port of the servers")
     username: str = Field("", description="user that may read it; empty where the cluster asks for none")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
     datacenter: str = Field(
         "", description="data centre whose servers are asked; empty for all", json_schema_extra=_ADVANCED
     )

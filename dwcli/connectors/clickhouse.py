@@ -56,6 +56,7 @@ TITLE = "ClickHouse"
 ALIASES = ()
 EXTRA = "clickhouse"
 STAND_IN = "ClickHouse 26.5's engine (chdb) behind HTTP"
+QUERY = "a table, or a SELECT"
 INCREMENTAL = "a column that grows"
 TYPING = "declared"
 STREAMING = True

@@ -38,6 +38,7 @@ TITLE = "DuckDB"
 ALIASES = ()
 EXTRA = "duckdb"
 TRIED = "DuckDB 2.0"
+QUERY = "a table, or a SELECT"
 INCREMENTAL = "a cursor column"
 TYPING = "declared"
 STREAMING = True

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from dwcli.connectors._formats import FileFields, Options, known_format, options_of
 from dwcli.connectors._formats.items import Listed, Local, describe_listed, groups_of, read_listed
@@ -20,17 +20,22 @@ from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing
 TITLE = "Files (CSV, JSON, Parquet, Excel)"
 ALIASES = ("file", "csv", "json", "parquet", "excel")
 TRIED = "files on Linux"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "files that are new or changed"
 TYPING = "inferred"
 STREAMING = True
 
 
-class Config(ConnectorConfig, FileFields):
-    """Files on this machine."""
+class Place(BaseModel):
+    """What is asked first."""
 
     path: str = Field(
         min_length=1, description="file, folder or glob, such as data/*.csv", json_schema_extra=LOCAL_PATH
     )
+
+
+class Config(ConnectorConfig, FileFields, Place):
+    """Files on this machine."""
 
     @field_validator("path")
     @classmethod

@@ -35,6 +35,7 @@ __all__ = ["Config", "close", "connect", "describe", "discover", "read"]
 
 TITLE = "FTP"
 TRIED = "pyftpdlib 2.2, vsftpd 3.0"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
@@ -58,10 +59,14 @@ class Config(RemoteFileConfig):
 
     host: str = Field(min_length=1, description="host name or IP address")
     username: str = Field("anonymous", description="user")
-    password: SecretStr = Field(SecretStr(""), description="password")
+    password: SecretStr = Field(
+        SecretStr(""), description="password", json_schema_extra={"unless": {"username": ["anonymous", ""]}}
+    )
     port: int = Field(21, ge=1, le=65535, description="port")
-    remote_base_path: str = Field("", description="folder that all paths are below")
-    tls: Literal["auto", "require", "off"] = Field("auto", description="whether the connection is encrypted")
+    remote_base_path: str = Field("", description="folder that all paths are below; empty for the top")
+    tls: Literal["auto", "require", "off"] = Field(
+        "auto", description="whether the connection is encrypted; auto wherever the server can"
+    )
     ca_file: str = Field(
         "",
         description="file of the authority that signed the server's certificate",

@@ -13,6 +13,7 @@ __all__ = ["Config", "close", "connect", "describe", "discover", "read"]
 
 TITLE = "FTPS (FTP over TLS)"
 TRIED = "pyftpdlib 2.2, vsftpd 3.0 with TLS"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
@@ -22,5 +23,7 @@ class Config(ftp.Config):
     """Files on an FTP server, over explicit TLS."""
 
     tls: Literal["auto", "require", "off"] = Field(
-        "require", description="whether the connection is encrypted", json_schema_extra={"advanced": True}
+        "require",
+        description="whether the connection is encrypted; auto wherever the server can",
+        json_schema_extra={"advanced": True},
     )

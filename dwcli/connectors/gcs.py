@@ -22,6 +22,7 @@ TITLE = "Google Cloud Storage"
 ALIASES = ("gs",)
 EXTRA = "s3"
 STAND_IN = "fake-gcs-server 1.52"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True

@@ -32,6 +32,7 @@ TITLE = "Google Sheets"
 ALIASES = ("google_sheets", "sheets")
 EXTRA = "gsheets"
 STAND_IN = "a server of its own that answers as the Sheets API v4 does"
+QUERY = "a sheet, a range such as Prices!A1:D20, or its name"
 INCREMENTAL = ""
 TYPING = "declared"
 STREAMING = True
@@ -59,7 +60,9 @@ class Config(ConnectorConfig):
         None, description="file with the service account's key (JSON)", json_schema_extra=LOCAL_PATH
     )
     service_account_info: SecretStr | None = Field(
-        None, description="the service account's key (JSON), instead of a file"
+        None,
+        description="the service account's key (JSON), instead of a file",
+        json_schema_extra={"unless": "service_account_file"},
     )
     header: bool = Field(True, description="whether the first row names the columns")
     values: Literal["typed", "shown"] = Field(

@@ -43,6 +43,7 @@ TITLE = "REST or GraphQL API"
 ALIASES = ("rest", "api")
 EXTRA = "http"
 STAND_IN = "fake-gcs-server, graphql-core, and http.server in the manner of other APIs"
+QUERY = "an endpoint with its parameters, such as /orders?since={cursor}, or GraphQL"
 INCREMENTAL = "{cursor} in the query"
 TYPING = "inferred"
 STREAMING = True
@@ -69,9 +70,15 @@ class Config(ConnectorConfig):
         "auto", description="way to log in; auto takes the one that is filled in", json_schema_extra=_ADVANCED
     )
     token: SecretStr = Field(SecretStr(""), description="bearer token")
-    username: str = Field("", description="user, for basic authentication")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
-    api_key: SecretStr = Field(SecretStr(""), description="API key")
+    username: str = Field(
+        "", description="user, for basic authentication", json_schema_extra={"unless": "token"}
+    )
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="API key", json_schema_extra={"unless": {"token": [], "username": []}}
+    )
     api_key_name: str = Field(
         "X-API-Key", description="header or parameter of the API key", json_schema_extra=_ADVANCED
     )

@@ -41,6 +41,7 @@ from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing
 TITLE = "Kafka"
 ALIASES = ("redpanda", "confluent")
 STAND_IN = "the mock cluster of librdkafka 2.16"
+QUERY = "a topic"
 INCREMENTAL = "its own place: offsets per partition"
 TYPING = "inferred"
 STREAMING = True
@@ -52,6 +53,7 @@ PATIENCE_SECONDS = 10.0
 _CALL_SECONDS = 1.0
 #: `consume` waits until all messages that it was asked for are there, or for so long.
 _CONSUME_SECONDS = 0.1
+_SASL: dict[str, Any] = {"needs": {"security_protocol": ["sasl_plaintext", "sasl_ssl"]}}
 IDENTITY = {"partition": "bigint", "offset": "bigint"}
 
 Answer = TypeVar("Answer")
@@ -63,7 +65,11 @@ class Config(ConnectorConfig, MessageFields):
     bootstrap_servers: str = Field(description="brokers to begin with, as host:port, with commas between")
     topic: str = Field(min_length=1, description="name of the topic")
     value_format: Literal["json", "avro", "text", "bytes"] = Field("json", description="what the values are")
-    schema_registry_url: str = Field("", description="address of the schema registry, for Avro")
+    schema_registry_url: str = Field(
+        "",
+        description="address of the schema registry, for Avro",
+        json_schema_extra={"needs": {"value_format": ["avro"]}},
+    )
     schema_registry_username: str = Field(
         "", description="user or API key of the schema registry", json_schema_extra={"advanced": True}
     )
@@ -86,8 +92,10 @@ class Config(ConnectorConfig, MessageFields):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "PLAIN", description="way of logging in", json_schema_extra={"advanced": True}
     )
-    sasl_username: str = Field("", description="user that may read the topic")
-    sasl_password: SecretStr = Field(SecretStr(""), description="the user's password")
+    sasl_username: str = Field("", description="user that may read the topic", json_schema_extra=_SASL)
+    sasl_password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra=_SASL
+    )
     ssl_ca: Path | None = Field(
         None,
         description="file with the certificate authority",

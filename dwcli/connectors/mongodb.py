@@ -34,6 +34,7 @@ TITLE = "MongoDB"
 ALIASES = ("mongo",)
 EXTRA = "mongodb"
 STAND_IN = "SecantusDB 0.7 (wire protocol of MongoDB 8.2)"
+QUERY = "a collection, or its name and a filter in JSON"
 INCREMENTAL = "cursor field"
 TYPING = "inferred"
 STREAMING = True
@@ -58,7 +59,9 @@ class Config(ConnectorConfig):
     host: str = Field("localhost", description="name or address of the server")
     port: int = Field(27017, ge=1, le=65535, description="port of the server")
     username: str = Field("", description="user that may read it; empty where the server asks for none")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
     auth_source: str = Field("admin", description="database that knows the user", json_schema_extra=_ADVANCED)
     uri: SecretStr = Field(
         SecretStr(""),

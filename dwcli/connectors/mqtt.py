@@ -46,6 +46,7 @@ from dwcli.log import get_logger
 TITLE = "MQTT"
 ALIASES = ("mosquitto",)
 TRIED = "Mosquitto 2.0"
+QUERY = "a topic, + and # are wildcards"
 INCREMENTAL = "acknowledged messages"
 TYPING = "inferred"
 STREAMING = True
@@ -74,7 +75,9 @@ class Config(MessageFields, ConnectorConfig):
     )
     port: int = Field(1883, ge=1, le=65535, description="port of the broker; 8883 is usual for TLS")
     username: str = Field("", description="user that may read the topic, where the broker has users")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
     value_format: ValueFormat = Field("json", description="what the bytes of a message are")
     session_expiry_seconds: int = Field(
         7 * 24 * 3600,

@@ -42,6 +42,7 @@ TITLE = "SQL Server"
 ALIASES = ("sqlserver",)
 EXTRA = "mssql"
 STAND_IN = "pysqlbridge 2.1, which speaks TDS and is read-only"
+QUERY = "a table, or a SELECT"
 INCREMENTAL = "a column that grows, rowversion"
 TYPING = "declared"
 STREAMING = True

@@ -51,6 +51,7 @@ TITLE = "MySQL or MariaDB"
 ALIASES = ("mariadb",)
 EXTRA = "mysql"
 TRIED = "MariaDB 10.11"
+QUERY = "a table, or a SELECT"
 INCREMENTAL = "a cursor column"
 TYPING = "declared"
 STREAMING = True

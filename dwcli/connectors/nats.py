@@ -45,6 +45,7 @@ from dwcli.log import get_logger
 TITLE = "NATS JetStream"
 ALIASES = ("jetstream",)
 TRIED = "NATS Server 2.9"
+QUERY = "a subject, * and > are wildcards, or a stream"
 INCREMENTAL = "stream sequence"
 TYPING = "inferred"
 STREAMING = True
@@ -81,7 +82,9 @@ class Config(MessageFields, ConnectorConfig):
         json_schema_extra={"advanced": True},
     )
     username: str = Field("", description="user that may read the streams, where the server has users")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
     token: SecretStr = Field(
         SecretStr(""), description="token in place of a user", json_schema_extra={"advanced": True}
     )

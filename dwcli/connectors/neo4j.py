@@ -33,6 +33,7 @@ TITLE = "Neo4j"
 ALIASES = ("bolt",)
 EXTRA = "neo4j"
 STAND_IN = "FalkorDB 1.4 (Bolt 5.7)"
+QUERY = "a label, a relationship type, or Cypher"
 INCREMENTAL = "cursor property"
 TYPING = "inferred"
 STREAMING = True
@@ -53,7 +54,9 @@ class Config(ConnectorConfig):
 
     uri: str = Field(description="address of the server, such as neo4j://graph.internal:7687")
     username: str = Field("neo4j", description="user that may read it; empty where the server asks for none")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
     database: str = Field("", description="name of the database; empty for the user's own")
     timezone: str = Field("UTC", description="time zone of local date-times", json_schema_extra=_ADVANCED)
     fetch_size: int = Field(

@@ -49,6 +49,7 @@ TITLE = "Oracle Database"
 ALIASES = ("oracle_db",)
 EXTRA = "oracle"
 STAND_IN = "none: the driver's own types, no server"
+QUERY = "a table, or a SELECT"
 INCREMENTAL = "a column that grows"
 TYPING = "declared"
 STREAMING = True

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TITLE = "PostgreSQL"
 ALIASES = ("postgresql", "pgsql")
 TRIED = "PostgreSQL 15"
+QUERY = "a table, or a SELECT"
 INCREMENTAL = "a cursor column; late commits by transaction"
 TYPING = "declared"
 STREAMING = True

@@ -34,6 +34,7 @@ from dwcli.log import get_logger
 TITLE = "Redis streams"
 ALIASES = ("redis_streams", "valkey")
 TRIED = "Redis 7.0"
+QUERY = "the key of a stream"
 INCREMENTAL = "entry id"
 TYPING = "inferred"
 STREAMING = True

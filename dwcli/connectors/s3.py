@@ -20,6 +20,7 @@ TITLE = "Amazon S3 and what speaks its protocol"
 ALIASES = ("minio", "r2", "aws")
 EXTRA = "s3"
 STAND_IN = "moto 5.2"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
@@ -30,7 +31,9 @@ class Place(BaseModel):
 
     bucket: str = Field(min_length=1, description="bucket")
     access_key_id: str = Field("", description="access key; the environment's or the machine's if empty")
-    secret_access_key: SecretStr = Field(SecretStr(""), description="secret access key")
+    secret_access_key: SecretStr = Field(
+        SecretStr(""), description="secret access key", json_schema_extra={"needs": "access_key_id"}
+    )
     region: str = Field("us-east-1", description="region of the bucket")
 
 

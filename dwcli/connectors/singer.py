@@ -25,6 +25,7 @@ from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceD
 TITLE = "Singer tap"
 ALIASES = ("tap", "meltano")
 TRIED = "tap-jsonl 0.3.1 and a tap of its own"
+QUERY = "a stream of the tap"
 INCREMENTAL = "the tap's state"
 TYPING = "declared"
 STREAMING = True

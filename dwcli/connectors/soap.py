@@ -30,6 +30,7 @@ TITLE = "SOAP service"
 ALIASES = ("wsdl",)
 EXTRA = "soap"
 STAND_IN = "a service of its own, SOAP 1.1 and 1.2"
+QUERY = "an operation with its arguments, such as GetOrders(since={cursor})"
 INCREMENTAL = "an argument that takes the cursor"
 TYPING = "declared"
 STREAMING = True
@@ -45,7 +46,9 @@ class Config(ConnectorConfig):
         description="address or file of the WSDL", min_length=1, json_schema_extra=LOCAL_PATH
     )
     username: str = Field("", description="user that may call it, if it asks for one")
-    password: SecretStr = Field(SecretStr(""), description="the user's password")
+    password: SecretStr = Field(
+        SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
     security: Literal["basic", "token", "digest"] = Field(
         "basic",
         description="how the password is sent: HTTP basic, WS-Security UsernameToken, or its digest",

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 TITLE = "SQLite"
 ALIASES = ("sqlite3",)
 TRIED = "SQLite 3.40"
+QUERY = "a table, or a SELECT"
 INCREMENTAL = "a cursor column"
 TYPING = "inferred"
 STREAMING = True

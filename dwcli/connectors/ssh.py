@@ -37,6 +37,7 @@ TITLE = "SFTP (SSH)"
 ALIASES = ("sftp",)
 EXTRA = "ssh"
 TRIED = "OpenSSH 9.2"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
@@ -58,7 +59,7 @@ class Config(RemoteFileConfig):
     key_passphrase: SecretStr = Field(
         SecretStr(""), description="passphrase of the key", json_schema_extra={"advanced": True}
     )
-    remote_base_path: str = Field("", description="folder that all paths are below")
+    remote_base_path: str = Field("", description="folder that all paths are below; empty for the top")
     known_hosts: str = Field(
         "~/.ssh/known_hosts",
         description="file of the host keys that are trusted",

@@ -35,6 +35,7 @@ TITLE = "Web address of a file"
 ALIASES = ("web", "https")
 EXTRA = "http"
 TRIED = "Cheroot 11"
+QUERY = "a file, such as orders.csv.gz, or its whole address"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True

@@ -42,6 +42,7 @@ TITLE = "WebDAV"
 ALIASES = ("nextcloud", "owncloud")
 EXTRA = "webdav"
 TRIED = "WsgiDAV 4.4"
+QUERY = "a path or glob, such as orders/*.csv"
 INCREMENTAL = "new and changed files"
 TYPING = "inferred"
 STREAMING = True
@@ -58,7 +59,7 @@ class Address(BaseModel):
     """What is asked first."""
 
     base_url: str = Field(description="address of the server's folder, such as https://host/dav")
-    remote_base_path: str = Field("", description="folder that all paths are below")
+    remote_base_path: str = Field("", description="folder that all paths are below; empty for the top")
 
     @field_validator("base_url")
     @classmethod

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Cells before what a check says; its mark stands in them.
 MARGIN = 8
+#: The layer of a check that is none: what a person should know of a connection that works.
+WARNING = "warning"
 SOURCE_COLUMNS = (
     Column("SOURCE"),
     Column("PROTOCOL", optional=5),
@@ -95,12 +97,14 @@ def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], scre
         body.append(f"\n{took.strip()}" if took and alone else took)
         if check.get("hint"):
             body.append(f"\nfix: {escape(check['hint'])}", style="bold")
-        parts.append(marked(_mark(check["ok"]), body, MARGIN))
+        parts.append(marked(_mark(check["ok"], check["layer"]), body, MARGIN))
     return Group(*parts)
 
 
-def _mark(ok: bool) -> Any:
+def _mark(ok: bool, layer: str) -> Any:
     from rich.text import Text
 
+    if layer == WARNING:
+        return Text("  !", style="yellow")
     word = state_word("ok" if ok else "FAILED")
     return Text("  ok" if ok else "  FAIL", style=word.style)

@@ -312,7 +312,10 @@ def _where(parameters: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """One layer of a connection: name, port, tls, login, database, permission or version."""
+    """One layer of a connection: name, port, tls, login, database, permission, read or version.
+
+    The layer `warning` is none: it says what a person should know of a connection that works.
+    """
 
     layer: str
     ok: bool

@@ -117,6 +117,8 @@ def test_a_stream_is_asked_for_no_cursor_and_offered_no_replace(monkeypatch, cap
         ('"odd name"', set(), "odd_name"),
         ("in/2026/sales.csv.gz", set(), "sales"),
         ("in/*.csv", set(), "in"),
+        ("orders/001.csv", set(), "orders_001"),
+        ("2026.csv", set(), "2026"),
         ("données", set(), "donn_es"),
         ("***", set(), "data"),
         ("x" * 90, set(), "x" * 60),
@@ -397,8 +399,7 @@ def test_a_failed_connection_is_mended_without_starting_over(terminal, project, 
 
 def test_a_source_that_cannot_be_reached_can_be_saved_anyway(terminal, project):
     child = terminal("add-source", "sqlite", "shop", "--database-path", "no.db")
-    answer(child, "Quit", DOWN)
-    child.send(ENTER)
+    answer(child, "Quit", 3 * DOWN + ENTER)
     answer(child, "What to read", "orders" + ENTER)
     answer(child, "Name of the pipeline", ENTER)
     answer(child, "Key columns", "id" + ENTER)
@@ -418,6 +419,7 @@ def test_a_typed_password_is_neither_shown_nor_kept_in_the_draft(terminal, proje
     answer(child, "Role that may read", "u" + ENTER)
     answer(child, "type it (kept in .env)", ENTER)
     answer(child, "[hidden]", "hunter2secret" + ENTER)
+    answer(child, "Ready to connect?", ENTER)
     child.expect_exact("FAIL")
     shown = child.before
     answer(child, "Quit", "\x03")

@@ -68,7 +68,7 @@ def test_a_project_that_is_well_passes_in_every_layer(dw, well):
         "sources",
     }  # fmt: skip
     assert about(checks, "files valid")["detail"] == "shop: 1 source, 2 pipelines, files valid"
-    assert about(checks, "tables or files")["detail"].startswith("shop: can read 2 tables or files")
+    assert about(checks, "can read")["detail"].startswith("shop: can read 2 tables")
 
 
 def test_it_changes_nothing_without_fix(dw, well, warehouse):

@@ -46,6 +46,7 @@ class Case:
     missing: the query of a resource that is not there.
     columns: where a canonical column is in the warehouse: its SQL, where it is not its name.
     absent: scenarios that have no meaning here, each with the reason.
+    inside: there is no server: what stands in for it is put into the process that reads.
     """
 
     place: Callable[[Path], AbstractContextManager[Place]]
@@ -67,6 +68,7 @@ class Case:
     missing: str = "no_such_thing"
     columns: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    inside: bool = False
 
 
 def protocols() -> list[str]:
@@ -79,3 +81,8 @@ def case_of(protocol: str) -> Case:
     """The case of a protocol. Its module is imported now, so that a missing driver spoils no other's."""
     case: Case = importlib.import_module(f"tests.conformance.cases.{protocol}").CASE
     return case
+
+
+def scenario(function: Callable[..., Any]) -> str:
+    """The name that a test has in `absent`."""
+    return function.__name__.removeprefix("test_")

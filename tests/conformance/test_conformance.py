@@ -6,7 +6,7 @@ import inspect
 import random
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,7 +23,7 @@ from dwcli.pipeline.runner import attempt
 from dwcli.staging.dw_schema import fold_name
 from dwcli.staging.frames import item_frame
 from dwcli.warehouse.engine import make_engine
-from tests.conformance.case import SERVERS, Case, Place, Row, case_of, protocols
+from tests.conformance.case import Case, Place, Row, case_of, protocols, scenario
 from tests.conformance.proxy import cutting
 
 START = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)
@@ -59,40 +59,6 @@ def wide_rows(count: int) -> list[Row]:
 
 
 # -- the table ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=protocols())
-def protocol(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def case(protocol: str, request: pytest.FixtureRequest) -> Case:
-    """The case; the test is skipped where the case says that it has no meaning."""
-    found = case_of(protocol)
-    reason = found.absent.get(scenario(request.function))
-    if reason:
-        pytest.skip(reason)
-    return found
-
-
-def scenario(function: Callable[..., Any]) -> str:
-    return function.__name__.removeprefix("test_")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def servers() -> Iterator[None]:
-    """Ends the servers of the cases."""
-    with SERVERS:
-        yield
-
-
-@pytest.fixture
-def place(case: Case, tmp_path: Path) -> Iterator[Place]:
-    folder = tmp_path / "place"
-    folder.mkdir()
-    with case.place(folder) as made:
-        yield made
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ def test_a_connector_says_what_it_can(protocol):
     assert said["TITLE"] and isinstance(said.get("ALIASES", ()), tuple)
     assert said["TYPING"] in ("declared", "inferred")
     assert isinstance(said["STREAMING"], bool) and isinstance(said["INCREMENTAL"], str)
+    assert said["QUERY"], "what a person may type as query"
     assert bool(said.get("TRIED")) != bool(said.get("STAND_IN")), "one of the two, and not both"
 
 

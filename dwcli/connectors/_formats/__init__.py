@@ -77,7 +77,9 @@ class FileFields(BaseModel):
         json_schema_extra={"advanced": True},
     )
     sheet: str = Field(
-        "", description="sheet of a workbook, by name or number", json_schema_extra={"advanced": True}
+        "",
+        description="sheet of a workbook, by name or number",
+        json_schema_extra={"advanced": True, "needs": {"format": ["excel"]}},
     )
     skip_rows: int = Field(
         0, ge=0, description="lines above the header", json_schema_extra={"advanced": True}
