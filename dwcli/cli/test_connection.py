@@ -27,7 +27,6 @@ WAREHOUSE = "dw"
 NOTIFY = "notify"
 #: Resources are counted up to here: a source with a million files is connected as well as one with this many.
 COUNTED = 1000
-#: What is said of a source without a list, such as an API: opening it proves little.
 
 
 def test_connection(
