@@ -97,7 +97,7 @@ def checks_view(name: str, about: str, checks: Sequence[Mapping[str, Any]], scre
         body.append(f"\n{took.strip()}" if took and alone else took)
         if check.get("hint"):
             body.append(f"\nfix: {escape(check['hint'])}", style="bold")
-        parts.append(marked(_mark(check["ok"], check["layer"]), body, MARGIN))
+        parts.append(marked(_mark(check["ok"], check.get("layer", "")), body, MARGIN))
     return Group(*parts)
 
 
