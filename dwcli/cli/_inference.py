@@ -17,7 +17,14 @@ ONCE = ("file", "files", "folder", *STREAMS)
 PLACES = {"topic": "offsets", "queue": "what was acknowledged", "subject": "message numbers"}
 PLACES |= dict.fromkeys(("file", "files", "folder"), "new and changed files")
 #: Kinds whose plural is another word than the kind with an s.
-NOUNS = {"file": "files", "files": "files", "folder": "files", "view": "tables", "nodes": "labels"}
+NOUNS = {
+    "file": "files",
+    "files": "files",
+    "folder": "files",
+    "view": "tables",
+    "nodes": "labels",
+    "query": "queries",
+}
 #: What a file's name ends with, and is no part of what it holds.
 ENDINGS = re.compile(r"(?i)csv|tsv|txt|jsonl?|ndjson|parquet|xlsx?|ods|avro|gz|zst|bz2|xz|zip")
 

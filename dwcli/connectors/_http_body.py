@@ -50,8 +50,11 @@ def array_of_lines(body: Any) -> bytes:
     return b"[" + b",".join(line for line in bytes(body[:]).splitlines() if line.strip()) + b"]"
 
 
-def checked(body: Any, name: str) -> Any:
-    """The body as one JSON value. Raises SourceData for what is no JSON, a web page, or cut off."""
+def checked(body: Any, name: str, changed: dict[str, int] | None = None) -> Any:
+    """The body as one JSON value. Raises SourceData for what is no JSON, a web page, or cut off.
+
+    changed: where what could not stay as it was is counted.
+    """
     import msgspec
 
     start = bytes(body[:512]).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -68,7 +71,7 @@ def checked(body: Any, name: str) -> Any:
     try:
         return _decoded(_decoders()[2], body)
     except msgspec.DecodeError as error:
-        if "escape" in str(error) and (text := mended(bytes(body[:]))) != body[:]:
+        if "escape" in str(error) and (text := mended(bytes(body[:]), changed)) != body[:]:
             return checked(text, name)
         why = str(error).removeprefix("JSON is malformed: ")
         cut_off = "truncated" in why

@@ -108,6 +108,8 @@ class Page:
     last: Any = None
     #: field of each element that holds the row itself: GraphQL's `node`
     node: str = ""
+    #: what could not stay as it was in the body, and how many values
+    changed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -219,13 +221,16 @@ def _page(
         return Page(answer, None, None, 0), path
     kind = answer.headers.get("content-type", "").lower()
     lines = "ndjson" in kind or "jsonl" in kind or "json-lines" in kind
-    body = body_of.checked(body_of.array_of_lines(answer.body) if lines else answer.body, name)
+    changed: dict[str, int] = {}
+    body = body_of.checked(body_of.array_of_lines(answer.body) if lines else answer.body, name, changed)
     if request.graphql:
-        return _connection(answer, body, path, name, size)
+        page, path = _connection(answer, body, path, name, size)
+        return replace(page, changed=changed), path
     found = body_of.find_rows(body, path, endpoint, name)
     count, first, last = body_of.surveyed(found.rows, size)
     # An optional path stays optional; one that was found is fixed.
-    return Page(answer, body, found.rows, count, _places(body), first, last), path or found.path
+    page = Page(answer, body, found.rows, count, _places(body), first, last, changed=changed)
+    return page, path or found.path
 
 
 def _places(body: Any) -> dict[str, Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from dwcli.connectors._formats.json_file import _LONE_SURROGATE, _spelled, type_values
+from dwcli.connectors._formats.json_file import mended, type_values
 from dwcli.connectors._formats.texts import POSTGRES, Kind, arrow_type, type_texts
 from dwcli.contract import Column, IngestedItem
 from dwcli.errors import SourceData
@@ -251,7 +251,7 @@ def _mended(read: Read, line: bytes, why: str) -> list[Any]:
     if not line.startswith(b"{"):
         log.info("%s: %s", read.tap, line[:2000].decode("utf-8", "replace"))
         return []
-    text = _ODD_NUMBERS.sub(_in_quotes, _LONE_SURROGATE.sub(_spelled, line))
+    text = _ODD_NUMBERS.sub(_in_quotes, mended(line, read.changed))
     try:
         return [_decoders().messages.decode(text)]
     except msgspec.ValidationError:
@@ -423,7 +423,7 @@ def _spelled_out(read: Read, text: bytes) -> tuple[pl.DataFrame, dict[str, str]]
     """A batch that does not keep the schema, or has columns beyond it: each value as it is written."""
     import msgspec
 
-    text = _LONE_SURROGATE.sub(_spelled, text) if b"\\u" in text else text
+    text = mended(text, read.changed) if b"\\u" in text else text
     try:
         rows = _decoders().records.decode_lines(text)
     except msgspec.DecodeError as error:

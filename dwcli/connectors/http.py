@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +25,7 @@ from dwcli.connectors import _http_send as sending
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
 from dwcli.connectors._formats.frames import SOURCE_PATH, Frame, Seen, frame_of_arrays, unique_names
-from dwcli.connectors._formats.items import columns_of, within
+from dwcli.connectors._formats.items import columns_of, told_changes, within
 from dwcli.connectors._formats.json_file import type_values
 from dwcli.connectors._http_auth import warn_of_plain_text
 from dwcli.connectors._http_body import Row, at, fields, flattened, rows_in, scalar, unwrapped
@@ -332,8 +334,10 @@ def _items(frames: Sequence[Frame], limit: int) -> Iterator[IngestedItem]:
     if not frames:
         return
     data = pl.concat([frame.data for frame in frames]).drop(SOURCE_PATH)
+    told = told_changes(frames)
     for part in slices(data, limit):
-        yield IngestedItem(part, frames[0].types)
+        yield IngestedItem(part, frames[0].types, metadata=told)
+        told = {}
 
 
 def _alike(one: Frame, other: Frame) -> bool:
@@ -350,16 +354,19 @@ def _frames(
     name = _name(query if not target_of(query).graphql else config.base_url)
     rows: list[Row] = []
     size = 0
+    changed: Counter[str] = Counter()
     with closing(ahead(arriving, stop=lambda: sending.stop(client))) as fetched:
         for page, added in fetched:
+            changed.update(page.changed)
             for some, length in rows_in(page.rows, name, block):
                 rows += _made(config, some, page.node, added, names, name)
                 size += length
                 if size >= block:
-                    yield _frame(name, rows, seen)
+                    yield replace(_frame(name, rows, seen), changed=dict(changed))
                     rows, size = [], 0
+                    changed.clear()
     if rows:
-        yield _frame(name, rows, seen)
+        yield replace(_frame(name, rows, seen), changed=changed)
 
 
 def _made(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from dwcli.cli._inference import matching, pipeline_name, propose, write_for
+from dwcli.cli._inference import matching, nouns, pipeline_name, propose, write_for
 from dwcli.cli._say import command_line
 from dwcli.contract import Column, CursorCandidate, Resource
 from dwcli.documents import read_document
@@ -297,7 +297,7 @@ def test_resume_without_saved_answers_says_so(dw, project):
 
 # -- the wizard, in a real terminal -------------------------------------------------------------------
 
-ENTER, DOWN, ERASE = "\r", "\x1b[B", "\x15"
+ENTER, DOWN, UP, ERASE = "\r", "\x1b[B", "\x1b[A", "\x15"
 
 
 @pytest.fixture
@@ -495,3 +495,44 @@ def test_columns_without_a_time_zone_are_pointed_out():
     resource = Resource("t", (Column("at", "timestamp", nullable=True),))
     told = " ".join(cautions(resource, (), "at", "append"))
     assert "NULL" in told and "time zone" in told and "twice" in told
+
+
+def test_a_key_that_the_first_rows_do_not_have_is_not_proposed(capsys):
+    from dwcli.cli import _wizard
+
+    queue = Resource("q", kind="queue", primary_key=("stream", "message_id"), key_reason="why")
+    with_ids = [{"stream": "q", "message_id": "a"}]
+    assert _wizard._with_a_key_that_holds(queue, with_ids) == queue
+    assert (
+        _wizard._with_a_key_that_holds(queue, [*with_ids, {"stream": "q", "message_id": None}]).primary_key
+        == ()
+    )
+    assert "message_id is empty in rows above" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (["table", "view"], "tables"),
+        (["file", "files", "folder"], "files"),
+        (["queue"], "queues"),
+        (["endpoint", "query"], "endpoints or queries"),
+        ([], "tables"),
+    ],
+)
+def test_what_a_source_offers_is_called_by_its_name(kinds, words):
+    assert nouns([Resource("r", kind=kind) for kind in kinds]) == words
+
+
+def test_what_a_source_does_not_list_is_typed(terminal, project, shop_db):
+    child = terminal("add-source", "sqlite", "shop", "--database-path", "shop.db")
+    answer(child, "something else: a table, or a SELECT", UP + " ")
+    answer(child, "●", ENTER)
+    answer(child, "What to read", "SELECT id FROM orders" + ENTER)
+    answer(child, "Name of the pipeline", "ids" + ENTER)
+    for question in ("rows cannot be told apart", "reload everything each run", "replace (reload"):
+        answer(child, question, ENTER)
+    answer(child, "only by hand", ENTER)
+    answer(child, "First 1,000 rows only", UP + ENTER)
+    assert exit_code(child) == 0
+    assert written(project)["pipelines"]["ids"]["query"] == "SELECT id FROM orders"

@@ -15,6 +15,7 @@ import pytest
 
 from dwcli.render.words import width
 from tests.cli.test_look_commands import on_screen, rows_of
+from tests.connectors.places import ftp_place
 
 HARD = (
     "select 9007199254740993 as big, 1.10::numeric(12,2) as exact, 'tab\t[red]\x1b[31m' as text,"
@@ -307,3 +308,21 @@ def test_an_unknown_source_is_named_with_the_nearest(dw, shop):
     done = dw("test-connection", "shp", cwd=shop)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Did you mean 'shop'?" in done.stderr
+
+
+def test_a_password_that_crosses_the_network_readable_is_told_of(dw, shop, tmp_path):
+    with ftp_place(tmp_path) as place:
+        place.write("orders.csv", b"id\n1\n")
+        fields = "".join(f"{name}: {value}\n" for name, value in place.config.items())
+        (shop / "sources" / "drop.yaml").write_text(fields, "utf-8")
+        done = dw("test-connection", "drop", cwd=shop)
+        (shop / "sources" / "drop.yaml").write_text(fields.replace("s3cret", "${env:FTP_PW}"), "utf-8")
+        doctor = dw("doctor", cwd=shop, FTP_PW="s3cret")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["checks"]
+    assert [check["layer"] for check in found] == ["name", "port", "login", "warning", "read"]
+    assert "offers no TLS: anyone on the way can read the password" in " ".join(done.stderr.split())
+    assert (
+        "drop: can read" in doctor.stderr + doctor.stdout
+        or "drop: lists nothing" in doctor.stderr + doctor.stdout
+    )

@@ -160,3 +160,41 @@ def test_no_field_of_a_connector_hides_a_flag_of_add_source(protocol: str):
 
     own = set(inspect.signature(add_source).parameters) | {"project", "json", "quiet", "yes"}
     assert not own & set(forms.parameters(connectors.load(protocol).Config))
+
+
+# -- questions that follow from others -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answers", "asked"),
+    [
+        ("http", {"base_url": "https://a", "token": "t"}, ["flatten"]),
+        ("http", {"base_url": "https://a", "username": "u"}, ["token", "password", "flatten"]),
+        ("http", {"base_url": "https://a"}, ["token", "username", "api_key", "flatten"]),
+        ("ftp", {"host": "a"}, ["username", "port", "remote_base_path", "tls"]),
+        ("ftp", {"host": "a", "username": "u"}, ["password", "port", "remote_base_path", "tls"]),
+        ("neo4j", {"uri": "bolt://a", "username": ""}, ["database"]),
+        ("neo4j", {"uri": "bolt://a"}, ["username", "password", "database"]),
+        ("files", {"path": "a"}, ["format"]),
+        ("files", {"path": "a", "format": "excel"}, ["sheet"]),
+    ],
+)
+def test_no_question_is_asked_that_an_answer_has_made_empty(protocol, answers, asked):
+    from dwcli.connectors import load
+
+    fields = forms.fields_of(load(protocol).Config)
+    found = [
+        field.name
+        for field in fields
+        if not field.advanced and field.name not in answers and forms.is_question(field, fields, answers)
+    ]
+    assert found == asked
+
+
+def test_a_default_that_is_wiped_out_is_an_empty_answer(monkeypatch):
+    from dwcli.cli import prompts
+    from dwcli.connectors import load
+
+    monkeypatch.setattr(prompts, "text", lambda question, default="", check=None: "")
+    answers = forms.ask(load("neo4j").Config, {"uri": "bolt://a"})
+    assert answers == {"uri": "bolt://a", "username": ""}

@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from dwcli.connectors import create_connector
 from dwcli.connectors._formats import FileFields, Frame, Options, read_file
-from dwcli.connectors._formats.json_file import last_cut
+from dwcli.connectors._formats.json_file import HALF_PAIR, last_cut
 from dwcli.errors import DriverMissing, ResourceMissing, SourceData
 
 
@@ -215,8 +216,27 @@ def test_json_ends_where_postgresql_would(tmp_path):
 
 
 def test_half_a_surrogate_pair_stays_as_it_is_spelled(tmp_path):
-    found = rows(read(tmp_path / "t.json", b'[{"a":"x\\ud83d","b":"\\ud83d\\ude00"}]'))
-    assert found == [("x\\ud83d", "😀")]
+    found = read(tmp_path / "t.json", b'[{"a":"x\\ud83d","b":"\\ud83d\\ude00"}]')
+    assert rows(found) == [("x\\ud83d", "😀")]
+
+
+@pytest.mark.parametrize(
+    ("text", "halves"),
+    [
+        (b'{"a": "x\\ud83d"}\n{"a": "\\ude00 and \\uD800"}\n', 3),
+        (b'{"a": {"\\ud800": 1}}\n', 1),
+        (b'{"a": "\\ud83d\\ude00 \\\\ud800"}\n', 0),
+    ],
+)
+def test_half_surrogate_pairs_are_counted(tmp_path, text, halves):
+    expected = {HALF_PAIR: halves} if halves else {}
+    frames = read(tmp_path / "t.ndjson", text)
+    assert [dict(frame.changed) for frame in frames] == [expected]
+    path = tmp_path / "t.ndjson"
+    connector = create_connector({"protocol": "files", "path": str(path)})
+    connector.connect()
+    (item,) = list(connector.fetch_data(path.name).items)
+    assert item.metadata.get("changed", {}) == expected
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b" [ ] "])

@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 
 from dwcli.connectors import _http_send, create_connector
+from dwcli.connectors._formats.json_file import HALF_PAIR
 from dwcli.connectors._http_auth import warn_of_plain_text
 from dwcli.connectors._http_query import spelled, target_of, with_cursor
 from dwcli.contract import Cursor
@@ -195,6 +196,13 @@ HARD = """[
    "o": {"x": 1.10, "big": 12345678901234567890.10}, "l": [1, null, {"a": 1e400}], "zip": "00501"},
   {"i": null, "n": 2, "b": null, "s": null, "naïve näme": "x"}
 ]"""
+
+
+def test_half_surrogate_pairs_are_counted_once(api, source):
+    api.routes["/half"] = lambda asked: '[{"s": "x\\ud83d", "o": {"a": "\\ude00"}}, {"s": "\\ud83d\\ude00"}]'
+    (item,) = items(source(), "/half")
+    assert item.payload["s"].to_list() == ["x\\ud83d", "😀"]
+    assert item.metadata == {"changed": {HALF_PAIR: 2}}
 
 
 def test_values_arrive_as_they_are_written(api, source):

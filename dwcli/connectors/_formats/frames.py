@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +39,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Frame:
-    """Some rows of one file, and the PostgreSQL types that their dtypes do not say."""
+    """Some rows of one file, and the PostgreSQL types that their dtypes do not say.
+
+    changed: what could not stay as it was, and how many values.
+    """
 
     data: pl.DataFrame
     types: dict[str, str] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
 
 
 def frame_of_texts(

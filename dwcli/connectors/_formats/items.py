@@ -7,6 +7,7 @@ and replaces the rows it gave before. Small files travel together in one item.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -127,8 +128,16 @@ def _item(held: _Held, position: dict[str, str]) -> IngestedItem:
         types=types,
         position={"files": dict(position)} if held.finished else None,
         replaces=held.replaces,
-        metadata={"vanished": held.vanished} if held.vanished else {},
+        metadata=({"vanished": held.vanished} if held.vanished else {}) | told_changes(held.frames),
     )
+
+
+def told_changes(frames: Sequence[Frame]) -> dict[str, Any]:
+    """The metadata that counts what could not stay as it was in these frames."""
+    changed: Counter[str] = Counter()
+    for frame in frames:
+        changed.update(frame.changed)
+    return {"changed": dict(changed)} if changed else {}
 
 
 def _joined(held: _Held, frame: Frame, limit: int) -> list[Frame] | None:

@@ -38,6 +38,8 @@ _LONE_SURROGATE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+#: What is counted of an escape such as `\\ud800` with no other half behind it.
+HALF_PAIR = "half a surrogate pair → the text of its escape"
 #: Numbers with an exponent, or a minus before zero, among numbers and nulls.
 _ODD_NUMBER = re.compile(rb"[eE]|-0")
 _BYTE = re.compile(r" \(byte (\d+)\)")
@@ -77,9 +79,10 @@ def _read(
     with source.open() as raw, reading(source.name):
         try:
             for piece in split(source, as_utf8(raw, encoding), block):
-                rows = decode_piece(source, piece)
+                changed: dict[str, int] = {}
+                rows = decode_piece(source, piece, changed=changed)
                 if rows:
-                    yield _frame(source, rows, seen)
+                    yield replace(_frame(source, rows, seen), changed=changed)
         except UnicodeDecodeError:
             raise undecodable(source, encoding) from None
 
@@ -200,8 +203,13 @@ def _decoders() -> tuple[Any, Any]:
     return msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(msgspec.Raw)
 
 
-def decode_piece(source: Source, piece: Piece, cut_off: bool = False) -> list[dict[str, Any]]:
-    """The rows of a piece: field name → the bytes of its value. cut_off: its end may be missing."""
+def decode_piece(
+    source: Source, piece: Piece, cut_off: bool = False, changed: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a piece: field name → the bytes of its value.
+
+    cut_off: its end may be missing. changed: where what could not stay as it was is counted.
+    """
     import msgspec
 
     objects, values = _decoders()
@@ -219,7 +227,7 @@ def decode_piece(source: Source, piece: Piece, cut_off: bool = False) -> list[di
     except msgspec.DecodeError as error:
         if cut_off and "truncated" in str(error):
             return []
-        text = mended(piece.text) if "escape" in str(error) else piece.text
+        text = mended(piece.text, changed) if "escape" in str(error) else piece.text
         if text != piece.text:
             return decode_piece(source, replace(piece, text=text), cut_off)
         raise _malformed(source, piece, str(error)) from None
@@ -253,9 +261,12 @@ def _decoded_to_depth(decoder: Any, piece: Piece) -> list[Any]:
     return found
 
 
-def mended(text: bytes) -> bytes:
-    """JSON without escapes of half surrogate pairs, which msgspec refuses."""
-    return _LONE_SURROGATE.sub(_spelled, text)
+def mended(text: bytes, changed: dict[str, int] | None = None) -> bytes:
+    """JSON without escapes of half surrogate pairs, which msgspec refuses; `changed` counts them."""
+    halves = sum(1 for escape in _LONE_SURROGATE.finditer(text) if escape[1])
+    if halves and changed is not None:
+        changed[HALF_PAIR] = changed.get(HALF_PAIR, 0) + halves
+    return _LONE_SURROGATE.sub(_spelled, text) if halves else text
 
 
 def _spelled(escape: re.Match[bytes]) -> bytes:
