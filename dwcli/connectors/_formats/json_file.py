@@ -38,7 +38,7 @@ _LONE_SURROGATE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
-#: What is counted of an escape such as `\\ud800` with no other half behind it.
+#: What is counted of an escape such as `\ud800` with no other half behind it.
 HALF_PAIR = "half a surrogate pair → the text of its escape"
 #: Numbers with an exponent, or a minus before zero, among numbers and nulls.
 _ODD_NUMBER = re.compile(rb"[eE]|-0")
