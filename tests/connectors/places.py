@@ -148,7 +148,12 @@ def ssh_place(folder: Path, **more: Any) -> Iterator[Place]:
     user_key.write_private_key(folder / "key")
     user_key.write_public_key(folder / "key.pub")
 
+    connections: list[Any] = []
+
     class Users(asyncssh.SSHServer):
+        def connection_made(self, conn: Any) -> None:
+            connections.append(conn)
+
         def password_auth_supported(self) -> bool:
             return True
 
@@ -187,9 +192,12 @@ def ssh_place(folder: Path, **more: Any) -> Iterator[Place]:
 
         async def stop() -> None:
             server.close()
+            for connection in connections:
+                connection.abort()
+                await connection.wait_closed()
             await server.wait_closed()
 
-        ask(background, stop(), 5)
+        ask(background, stop(), 30)
         end(background)
 
 
