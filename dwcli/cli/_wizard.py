@@ -264,7 +264,7 @@ def _now(field: forms.Field, answers: Mapping[str, Any]) -> str:
     """The value that a field has, in brackets; no secret, and nothing where there is none."""
     from dwcli.render.words import escape
 
-    value = forms.as_text(answers.get(field.name, field.default))
+    value = forms.typed(field, answers.get(field.name, field.default))
     value = {"True": "yes", "False": "no"}.get(value, value) if field.type is bool else value
     return f" ({escape(value)})" if value and not field.secret and len(value) <= 50 else ""
 

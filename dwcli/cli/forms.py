@@ -359,7 +359,7 @@ def ask_field(field: Field, default: Any = None, source: str = "") -> Any:
         return prompts.choose(
             field.question, [(choice, choice) for choice in field.choices], str(default or field.choices[0])
         )
-    text = prompts.text(hint(field), as_text(default), checker(field))
+    text = prompts.text(hint(field), typed(field, default), checker(field))
     if text == "":
         return None
     return _from_text(field, text)
@@ -409,6 +409,15 @@ def hint(field: Field) -> str:
     return field.question if said else f"{field.question} (optional)"
 
 
+def typed(field: Field, value: Any) -> str:
+    """A value of this field as a person would type it: JSON, where it is more than a list or pairs."""
+    if field.shape == "other" and value and not isinstance(value, str):
+        import json
+
+        return json.dumps(value, ensure_ascii=False)
+    return as_text(value)
+
+
 def as_text(value: Any) -> str:
     """A value as a person would type it."""
     if value is None:
@@ -450,7 +459,7 @@ def checker(field: Field) -> Callable[[str], str]:
         except ValidationError as error:
             return str(error.errors(include_input=False)[0]["msg"])
         except (UsageError, ValueError) as error:
-            return str(error)
+            return str(error).replace(f"{field.flag} is", "this is", 1)
         return ""
 
     return check

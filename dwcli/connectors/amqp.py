@@ -66,11 +66,11 @@ class Config(MessageFields, ConnectorConfig):
     """Queues of RabbitMQ, or of another broker of AMQP 0-9-1."""
 
     host: str = Field(description="name or address of the broker")
-    queue: str = Field(description="name of the queue")
     port: int = Field(5672, ge=1, le=65535, description="port of the broker; 5671 is usual for TLS")
     virtual_host: str = Field("/", description="virtual host that the queue is in")
     username: str = Field("guest", description="user that may read the queue")
     password: SecretStr = Field(SecretStr("guest"), description="the user's password")
+    queue: str = Field(description="name of the queue")
     value_format: ValueFormat = Field("json", description="what the bytes of a message are")
     heartbeat_seconds: int = Field(
         60,

@@ -68,8 +68,8 @@ class Config(ConnectorConfig):
     """A keyspace of a Cassandra or ScyllaDB cluster."""
 
     hosts: list[str] = Field(min_length=1, description="names or addresses of some of its servers")
-    keyspace: str = Field(min_length=1, description="name of the keyspace")
     port: int = Field(9042, ge=1, le=65535, description="port of the servers")
+    keyspace: str = Field(min_length=1, description="name of the keyspace")
     username: str = Field("", description="user that may read it; empty where the cluster asks for none")
     password: SecretStr = Field(
         SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}

@@ -94,11 +94,11 @@ class Config(ConnectorConfig):
     """A ClickHouse database."""
 
     host: str = Field(description="name or address of the server")
+    port: int = Field(8123, ge=1, le=65535, description="port of its HTTP interface; 8443 is usual with TLS")
+    tls: bool = Field(False, description="whether the port speaks TLS")
     database: str = Field("default", description="name of the database")
     username: str = Field("default", description="user that may read it")
     password: SecretStr = Field(SecretStr(""), description="the user's password")
-    port: int = Field(8123, ge=1, le=65535, description="port of its HTTP interface; 8443 is usual with TLS")
-    tls: bool = Field(False, description="whether the port speaks TLS")
     tls_verify: bool = Field(
         True, description="whether the server's certificate is checked", json_schema_extra={"advanced": True}
     )

@@ -58,11 +58,11 @@ class Config(RemoteFileConfig):
     """Files on an FTP server."""
 
     host: str = Field(min_length=1, description="host name or IP address")
+    port: int = Field(21, ge=1, le=65535, description="port")
     username: str = Field("anonymous", description="user")
     password: SecretStr = Field(
         SecretStr(""), description="password", json_schema_extra={"unless": {"username": ["anonymous", ""]}}
     )
-    port: int = Field(21, ge=1, le=65535, description="port")
     remote_base_path: str = Field("", description="folder that all paths are below; empty for the top")
     tls: Literal["auto", "require", "off"] = Field(
         "auto", description="whether the connection is encrypted; auto wherever the server can"

@@ -55,9 +55,9 @@ _ADVANCED: Any = {"advanced": True}
 class Config(ConnectorConfig):
     """A database of a MongoDB server."""
 
-    database: str = Field(min_length=1, description="name of the database")
     host: str = Field("localhost", description="name or address of the server")
     port: int = Field(27017, ge=1, le=65535, description="port of the server")
+    database: str = Field(min_length=1, description="name of the database")
     username: str = Field("", description="user that may read it; empty where the server asks for none")
     password: SecretStr = Field(
         SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}

@@ -68,15 +68,15 @@ class Config(MessageFields, ConnectorConfig):
     """Topics of an MQTT broker."""
 
     host: str = Field(description="name or address of the broker")
-    topic: str = Field(min_length=1, description="topic to read, + and # are wildcards")
-    client_id: str = Field(
-        min_length=1,
-        description="name under which the broker keeps messages for dw; no other reader may have it",
-    )
     port: int = Field(1883, ge=1, le=65535, description="port of the broker; 8883 is usual for TLS")
     username: str = Field("", description="user that may read the topic, where the broker has users")
     password: SecretStr = Field(
         SecretStr(""), description="the user's password", json_schema_extra={"needs": "username"}
+    )
+    topic: str = Field(min_length=1, description="topic to read, + and # are wildcards")
+    client_id: str = Field(
+        min_length=1,
+        description="name under which the broker keeps messages for dw; no other reader may have it",
     )
     value_format: ValueFormat = Field("json", description="what the bytes of a message are")
     session_expiry_seconds: int = Field(

@@ -50,9 +50,9 @@ class Config(RemoteFileConfig):
     """Files on a machine that is reached by SSH."""
 
     host: str = Field(min_length=1, description="host name or IP address")
+    port: int = Field(22, ge=1, le=65535, description="port")
     username: str = Field("", description="user; your own name if left empty")
     password: SecretStr = Field(SecretStr(""), description="password, where no key is used")
-    port: int = Field(22, ge=1, le=65535, description="port")
     key_file: str = Field(
         "", description="private key; else the agent's and those in ~/.ssh", json_schema_extra=LOCAL_PATH
     )

@@ -171,8 +171,8 @@ def test_no_field_of_a_connector_hides_a_flag_of_add_source(protocol: str):
         ("http", {"base_url": "https://a", "token": "t"}, ["flatten"]),
         ("http", {"base_url": "https://a", "username": "u"}, ["token", "password", "flatten"]),
         ("http", {"base_url": "https://a"}, ["token", "username", "api_key", "flatten"]),
-        ("ftp", {"host": "a"}, ["username", "port", "remote_base_path", "tls"]),
-        ("ftp", {"host": "a", "username": "u"}, ["password", "port", "remote_base_path", "tls"]),
+        ("ftp", {"host": "a"}, ["port", "username", "remote_base_path", "tls"]),
+        ("ftp", {"host": "a", "username": "u"}, ["port", "password", "remote_base_path", "tls"]),
         ("neo4j", {"uri": "bolt://a", "username": ""}, ["database"]),
         ("neo4j", {"uri": "bolt://a"}, ["username", "password", "database"]),
         ("files", {"path": "a"}, ["format"]),
@@ -198,3 +198,11 @@ def test_a_default_that_is_wiped_out_is_an_empty_answer(monkeypatch):
     monkeypatch.setattr(prompts, "text", lambda question, default="", check=None: "")
     answers = forms.ask(load("neo4j").Config, {"uri": "bolt://a"})
     assert answers == {"uri": "bolt://a", "username": ""}
+
+
+def test_settings_in_json_are_shown_and_refused_as_json(monkeypatch):
+    from dwcli.connectors import load
+
+    field = next(f for f in forms.fields_of(load("singer").Config) if f.name == "tap_config")
+    assert forms.typed(field, {"folder": "/größe"}) == '{"folder": "/größe"}' and forms.typed(field, {}) == ""
+    assert forms.checker(field)('{"folder": ') == "this is not valid JSON"

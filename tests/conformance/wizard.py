@@ -5,7 +5,6 @@ What to answer comes from the connector's own configuration model, so a new kind
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -120,11 +119,7 @@ def _answer(person: Person, one: forms.Field) -> None:
         usual = str(one.default or one.choices[0])
         _choose(person, [*one.choices], usual, str(value if known else usual))
     else:
-        person.child.send((ERASE + _typed(one, value) if known else "") + ENTER)
-
-
-def _typed(one: forms.Field, value: Any) -> str:
-    return json.dumps(value) if one.shape == "other" else forms.as_text(value)
+        person.child.send((ERASE + forms.typed(one, value) if known else "") + ENTER)
 
 
 def _choose(person: Person, options: list[str], usual: str, wanted: str) -> None:
