@@ -175,7 +175,7 @@ def test_no_field_of_a_connector_hides_a_flag_of_add_source(protocol: str):
         ("ftp", {"host": "a", "username": "u"}, ["port", "password", "remote_base_path", "tls"]),
         ("neo4j", {"uri": "bolt://a", "username": ""}, ["database"]),
         ("neo4j", {"uri": "bolt://a"}, ["username", "password", "database"]),
-        ("files", {"path": "a"}, ["format"]),
+        ("files", {"path": "a"}, []),
         ("files", {"path": "a", "format": "excel"}, ["sheet"]),
     ],
 )

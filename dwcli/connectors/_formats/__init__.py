@@ -79,7 +79,7 @@ class FileFields(BaseModel):
     sheet: str = Field(
         "",
         description="sheet of a workbook, by name or number",
-        json_schema_extra={"advanced": True, "needs": {"format": ["excel"]}},
+        json_schema_extra={"needs": {"format": ["excel"]}},
     )
     skip_rows: int = Field(
         0, ge=0, description="lines above the header", json_schema_extra={"advanced": True}
