@@ -360,6 +360,7 @@ def ask_field(field: Field, default: Any = None, source: str = "") -> Any:
             field.question, [(choice, choice) for choice in field.choices], str(default or field.choices[0])
         )
     text = prompts.text(hint(field), typed(field, default), checker(field))
+    text = text.strip() or text  # a blank at the end comes from pasting
     if text == "":
         return None
     return _from_text(field, text)

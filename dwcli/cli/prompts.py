@@ -62,12 +62,44 @@ def on_stderr() -> Iterator[None]:
 
 
 def text(message: str, default: str = "", check: Check = lambda typed: "") -> str:
-    """A line of text; `check` says what is wrong with it, or nothing."""
+    """A line of text; `check` says what is wrong with it, or nothing.
+
+    The default stands there as if it were selected: what is typed first takes its place.
+    """
     if plain():
         return _text_line(message, default, check)
     import questionary
 
-    return str(_answer(questionary.text(message, default=default, validate=_validator(check))))
+    keys = _replacing(default) if default else None
+    return str(
+        _answer(questionary.text(message, default=default, validate=_validator(check), key_bindings=keys))
+    )
+
+
+def _replacing(default: str) -> Any:
+    """Keys by which the first thing typed or pasted replaces the default, until the cursor is moved."""
+    from prompt_toolkit.application import get_app
+    from prompt_toolkit.filters import Condition
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.keys import Keys
+
+    untouched = [True]
+
+    def is_untouched() -> bool:
+        buffer = get_app().current_buffer
+        there = buffer.text == default and buffer.cursor_position == len(default)
+        untouched[0] = untouched[0] and there
+        return untouched[0]
+
+    def replace(event: KeyPressEvent) -> None:
+        if event.data.isprintable():
+            event.current_buffer.text = ""
+            event.current_buffer.insert_text(event.data)
+
+    keys = KeyBindings()
+    keys.add(Keys.Any, filter=Condition(is_untouched))(replace)
+    keys.add(Keys.BracketedPaste, filter=Condition(is_untouched))(replace)
+    return keys
 
 
 def hidden(message: str, check: Check = lambda typed: "") -> str:

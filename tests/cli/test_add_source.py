@@ -536,3 +536,23 @@ def test_what_a_source_does_not_list_is_typed(terminal, project, shop_db):
     answer(child, "First 1,000 rows only", UP + ENTER)
     assert exit_code(child) == 0
     assert written(project)["pipelines"]["ids"]["query"] == "SELECT id FROM orders"
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ("shop", "shop"),
+        ("\x1b[200~shop\x1b[201~", "shop"),
+        ("", "sqlite"),
+        ("\x1b[D\x1b[Cs", "sqlites"),
+        ("\x7f3", "sqlit3"),
+        (ERASE + "shop", "shop"),
+    ],
+)
+def test_what_is_typed_takes_the_place_of_the_default(terminal, project, shop_db, keys, name):
+    child = terminal("add-source", "sqlite", "--database-path", "shop.db", "--no-test", "--pipeline", "log")
+    answer(child, "Name", keys + ENTER)
+    answer(child, "Every", UP + ENTER)
+    answer(child, "First 1,000 rows only", UP + ENTER)
+    assert exit_code(child) == 0
+    assert [path.stem for path in (project / "sources").iterdir()] == [name]
