@@ -27,6 +27,7 @@ from dwcli.pipeline.record import Job, RunOptions
 from dwcli.pipeline.runner import attempt
 from dwcli.warehouse.engine import make_engine
 from tests.services import required
+from tests.waiting import until
 
 URL = os.environ.get("DW_TEST_NATS", "nats://127.0.0.1:4222")
 
@@ -53,6 +54,14 @@ class Server:
         self.publish(
             subject, *(f'{{"n": {n}, "pad": "{"x" * pad}"}}'.encode() for n in range(first, last + 1))
         )
+
+    def waiting(self, stream, consumer):
+        """Messages that it has not given yet, and that it has given and heard nothing of.
+
+        The server takes an acknowledgement at once and works it in after that.
+        """
+        info = self.do(self.js.consumer_info(stream, consumer))
+        return info.num_pending, info.num_ack_pending
 
     def close(self):
         self.do(self.client.close())
@@ -235,8 +244,7 @@ def test_a_durable_is_acknowledged_after_the_commit_and_what_was_not_comes_again
     assert sorted(came) == count(1, 10)
     connector.acknowledge(position)
     connector.close()
-    info = server.do(server.js.consumer_info(stream, "dw"))
-    assert info.num_pending == 0 and info.num_ack_pending == 0
+    until(lambda: server.waiting(stream, "dw") == (0, 0))
     assert read(source(durable="dw"), stream)[0] == []
 
 
@@ -437,7 +445,7 @@ def test_a_durable_that_gives_again_what_was_loaded_is_merged(
         run(warehouse_url, tmp_path, stream, **settings)
     server.numbers(f"{stream}.a", 101, 110)
     assert run(warehouse_url, tmp_path, stream, **settings)["rows_inserted"] == 10
-    assert server.do(server.js.consumer_info(stream, "dw")).num_ack_pending == 0
+    until(lambda: server.waiting(stream, "dw") == (0, 0))
     with pytest.raises(UsageError):
         run(warehouse_url, tmp_path, stream, options=RunOptions(full_refresh=True), **settings)
     (row,) = warehouse.execute("select count(*), count(distinct n) from t")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dwcli.pipeline.record import RunOptions
 from dwcli.project import load_project, select
 from tests.connectors import places
 from tests.pipeline.runs import rows_of
+from tests.waiting import until
 
 KINDS = {
     "ftp": places.ftp_place,
@@ -342,11 +342,3 @@ def test_ctrl_c_ends_a_run_whose_server_is_silent(tmp_path):
         _, said = running.communicate(timeout=20)
         assert b"KeyboardInterrupt" in said
         assert time.monotonic() - started < 5
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for it, at most 20 s."""
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
