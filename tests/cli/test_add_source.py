@@ -552,7 +552,7 @@ def test_what_a_source_does_not_list_is_typed(terminal, project, shop_db):
 def test_what_is_typed_takes_the_place_of_the_default(terminal, project, shop_db, keys, name):
     child = terminal("add-source", "sqlite", "--database-path", "shop.db", "--no-test", "--pipeline", "log")
     answer(child, "Name", keys + ENTER)
-    answer(child, "Every", UP + ENTER)
+    answer(child, "Every", ENTER)
     answer(child, "First 1,000 rows only", UP + ENTER)
     assert exit_code(child) == 0
     assert [path.stem for path in (project / "sources").iterdir()] == [name]
