@@ -167,19 +167,25 @@ def variables(source: str, target: str, csv: Path, project: Path, folder: Path) 
 
 def write_project(server: str, source: str, csv: Path, folder: Path) -> Path:
     """A dw project with the two pipelines, its lake empty."""
+    target = data.database_url(server, data.TARGET)
+    project = shop_project(folder, source, target, "{query: public.orders, write: replace}")
+    (project / "sources" / "files.yaml").write_text(
+        f"protocol: files\npath: {csv.parent}\n"
+        f"pipelines:\n  orders: {{query: {csv.name}, target: orders, schema: files, write: replace}}\n"
+    )
+    return project
+
+
+def shop_project(folder: Path, source: str, target: str, orders: str) -> Path:
+    """A project that reads a PostgreSQL by its pipeline `orders`, its lake empty."""
     project = fresh(folder / "project")
     (project / "sources").mkdir()
-    target = data.database_url(server, data.TARGET)
     (project / "dw.yaml").write_text(f"name: bench\nwarehouse: {target}\n")
     parts = psycopg.conninfo.conninfo_to_dict(source)
     (project / "sources" / "shop.yaml").write_text(
         f"protocol: postgres\nhost: {parts['host']}\nport: {parts.get('port', 5432)}\n"
         f"database: {parts['dbname']}\nusername: {parts['user']}\npassword: '{parts.get('password', '')}'\n"
-        "pipelines:\n  orders: {query: public.orders, write: replace}\n"
-    )
-    (project / "sources" / "files.yaml").write_text(
-        f"protocol: files\npath: {csv.parent}\n"
-        f"pipelines:\n  orders: {{query: {csv.name}, target: orders, schema: files, write: replace}}\n"
+        f"pipelines:\n  orders: {orders}\n"
     )
     return project
 

@@ -19,12 +19,13 @@ import psycopg
 from psycopg import sql
 
 from benchmarks import data
-from benchmarks.__main__ import ROOT, fresh
+from benchmarks.__main__ import ROOT, fresh, shop_project
 from benchmarks.measure import Cost, run
 
 SCRIPT = Path(__file__).parent / "peers" / "merge_by_hand.sh"
 #: One row in so many changes each round.
 PART = 100
+ORDERS = "{query: public.changing, write: merge, key: [id], cursor: updated_at}"
 #: When the rows of a round are changed, in the source's own time: one after the other, on a day of its own.
 CHANGED = "timestamptz '2026-01-01 00:00:00+00' + interval '1 day' * {round} + interval '1 ms' * id"
 
@@ -36,7 +37,7 @@ def main() -> int:
     source = data.make_source(given.server, given.rows)
     make_changing(source)
     target = data.empty_target(given.server)
-    project = write_project(folder, source, target)
+    project = shop_project(folder, source, target, ORDERS)
     environment = {"SOURCE_URL": source, "TARGET_URL": target, "TZ": "UTC"}
     dw = [Path(sys.executable).parent / "dw", "-C", project]
     first = run([*dw, "run", "orders", "--json"], environment, folder, folder / "first.log")
@@ -82,20 +83,6 @@ def make_changing(source: str) -> None:
         connection.execute("ALTER TABLE changing ADD PRIMARY KEY (id), ALTER updated_at SET NOT NULL")
         connection.execute("CREATE INDEX ON changing (updated_at)")
         connection.execute("VACUUM ANALYZE changing")
-
-
-def write_project(folder: Path, source: str, target: str) -> Path:
-    project = fresh(folder / "project")
-    (project / "sources").mkdir()
-    (project / "dw.yaml").write_text(f"name: bench\nwarehouse: {target}\n")
-    parts = psycopg.conninfo.conninfo_to_dict(source)
-    (project / "sources" / "shop.yaml").write_text(
-        f"protocol: postgres\nhost: {parts['host']}\nport: {parts.get('port', 5432)}\n"
-        f"database: {parts['dbname']}\nusername: {parts['user']}\npassword: '{parts.get('password', '')}'\n"
-        "pipelines:\n"
-        "  orders: {query: public.changing, write: merge, key: [id], cursor: updated_at}\n"
-    )
-    return project
 
 
 def make_other_table(source: str, target: str) -> None:

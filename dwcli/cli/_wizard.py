@@ -37,15 +37,17 @@ if TYPE_CHECKING:
 NONE = ""
 #: The last of what can be picked: something that the source does not list.
 OTHER = ""
-SECRETS: tuple[str, ...] = (
+SECRETS = (
     "password",
     "token",
     "api_key",
     "sasl_password",
     "secret_access_key",
     "account_key",
+    "key_file",
+    "service_account_file",
+    "service_account_info",
 )
-SECRETS += ("key_file", "service_account_file", "service_account_info")
 PLACES = (
     "queue",
     "topic",
@@ -56,7 +58,7 @@ PLACES = (
     "spreadsheet_id",
     "remote_base_path",
 )
-TLS: tuple[str, ...] = (
+TLS = (
     "sslmode",
     "sslrootcert",
     "encrypt",
@@ -65,8 +67,11 @@ TLS: tuple[str, ...] = (
     "tls",
     "tls_verify",
     "ca_file",
+    "ssl_ca",
+    "tls_ca",
+    "security_protocol",
+    "known_hosts",
 )
-TLS += ("ssl_ca", "tls_ca", "security_protocol", "known_hosts")
 #: layer that failed → fields that may be wrong
 SUSPECTS = {
     "name": ("host", *ADDRESSES, "endpoint", "bucket", "region"),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WRITES = get_args(WriteDisposition)
 #: Fields that say where a source is, in kinds without host and port.
-ADDRESSES: tuple[str, ...] = (
+ADDRESSES = (
     "hosts",
     "servers",
     "bootstrap_servers",
@@ -45,8 +45,9 @@ ADDRESSES: tuple[str, ...] = (
     "wsdl_url",
     "uri",
     "api_url",
+    "database_path",
+    "path",
 )
-ADDRESSES += ("database_path", "path")
 DRAFT = "add-source"
 STOPPED = "Stopped. Answers saved (not the password). Continue: dw add-source --resume"
 

@@ -23,6 +23,7 @@ from pydantic import Field, SecretStr
 
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
+from dwcli.connectors._gather import gather
 from dwcli.connectors._probe import reach
 from dwcli.connectors._sqltext import (
     bounded,
@@ -527,7 +528,7 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
             heard(lambda: rows.execute(sql), rows.hstmt._cancel)
             schema = rows.arrow_batch(0).schema
             sent = False
-            for gathered in _gathered(client, rows, source.columns):
+            for gathered in gather(_batches(client, rows, source.columns), config.batch_bytes):
                 yield from _mssqltypes.items(columns, schema, gathered, config.timezone, config.batch_bytes)
                 sent = True
             if not sent:
@@ -538,30 +539,22 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
             connection.close()
 
 
-def _gathered(client: Client, rows: Any, columns: Sequence[Declared]) -> Iterator[list[Any]]:
-    """Arrow batches until they are `batch_bytes` large. Raises ConnectionFailed once the client is closed."""
+def _batches(client: Client, rows: Any, columns: Sequence[Declared]) -> Iterator[Any]:
+    """Arrow batches as the driver fetches them. Raises ConnectionFailed once the client is closed."""
     allowed = client.config.batch_bytes
     # The driver sets aside room for the longest value that a column may have, for every row it fetches.
     widest = sum(c.length if c.length > 0 else LONG_BYTES for c in columns)
     most = max(1, min(MOST_ROWS, allowed // max(widest, 1)))
     wanted = min(FIRST_ROWS, most)
-    gathered: list[Any] = []
-    size = 0
     while True:
         if client.closed:
             raise _lost(client.config, "closed from here")
         batch = heard(functools.partial(rows.arrow_batch, wanted), rows.hstmt._cancel)
         if not batch.num_rows:
-            break
-        gathered.append(batch)
-        size += batch.nbytes
-        if size >= allowed:
-            yield gathered
-            gathered, size = [], 0
+            return
+        yield batch
         fitting = int(allowed // 4 / max(batch.nbytes / batch.num_rows, 1))
         wanted = max(1, min(most, wanted * 2, fitting))
-    if gathered:
-        yield gathered
 
 
 def _source(client: Client, query: str, catalogue: _Catalogue) -> Source:
