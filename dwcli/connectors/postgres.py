@@ -430,16 +430,26 @@ def _has_xmin(connection: Session, oid: int) -> bool:
 
 
 #: The oldest transaction that may still write a row which this snapshot does not see, and whether there is
-#: any: also one without a number yet may have fixed its now() long ago. Who may not see other sessions must
-#: expect them; on a standby nobody can know.
+#: any: also one without a number yet may have fixed its now() long ago. Those in other databases, such as a
+#: warehouse on the same server, write nothing here, and autovacuum writes no rows. Who may not see other
+#: sessions must expect them; on a standby nobody can know.
 OPEN_TRANSACTIONS = """
-    SELECT txid_snapshot_xmin(txid_current_snapshot()),
+    WITH here AS (
+        SELECT number FROM txid_snapshot_xip(txid_current_snapshot()) AS number
+        WHERE NOT EXISTS (SELECT FROM pg_stat_activity
+                          WHERE backend_xid::text::bigint = number % 4294967296
+                            AND (datname <> current_database() OR backend_type = 'autovacuum worker'))
+    )
+    SELECT CASE WHEN pg_is_in_recovery() THEN txid_snapshot_xmin(txid_current_snapshot())
+                ELSE coalesce(min(number), txid_snapshot_xmax(txid_current_snapshot())) END,
            pg_is_in_recovery()
-           OR txid_snapshot_xmin(txid_current_snapshot()) < txid_snapshot_xmax(txid_current_snapshot())
+           OR count(*) > 0
            OR EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())
            OR EXISTS (SELECT FROM pg_stat_activity
                       WHERE pid <> pg_backend_pid() AND datname = current_database()
+                        AND backend_type IS DISTINCT FROM 'autovacuum worker'
                         AND (xact_start IS NOT NULL OR query = '<insufficient privilege>'))
+    FROM here
 """
 
 

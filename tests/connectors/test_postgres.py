@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from dataclasses import replace
@@ -677,6 +678,36 @@ def test_late_rows_are_not_given_twice_where_they_would_be_appended(server, data
         slow.commit()
     (item,) = source.fetch_data("t", Cursor("at", "2", position={"xmin": "3"})).items
     assert item.payload["id"].to_list() == [2]
+
+
+def open_transaction_of(source):
+    (*_, item) = source.fetch_data("t", Cursor("at", again=True)).items
+    return item.position
+
+
+def test_only_what_may_still_write_here_makes_the_next_run_look_for_late_rows(server, database, source):
+    server.execute("CREATE TABLE t (id int PRIMARY KEY, at int NOT NULL)")
+    server.execute("INSERT INTO t VALUES (1, 1)")
+    with psycopg.connect(URL) as elsewhere, psycopg.connect(make_conninfo(URL, dbname=database)) as here:
+        elsewhere.execute("SELECT txid_current()")
+        server.execute("INSERT INTO t VALUES (2, 2)")  # so that elsewhere's number is among the running ones
+        assert open_transaction_of(source) == {}
+        here.execute("INSERT INTO t VALUES (3, 3)")
+        oldest = here.execute("SELECT txid_current()").fetchone()[0]
+        server.execute("INSERT INTO t VALUES (4, 4)")
+        assert open_transaction_of(source) == {"xmin": str(oldest)}
+
+
+def test_who_may_not_see_other_sessions_expects_late_rows_of_them(server, database):
+    server.execute("CREATE TABLE t (id int PRIMARY KEY, at int NOT NULL); GRANT SELECT ON t TO PUBLIC")
+    role = f"h_pg_blind_{os.getpid()}"
+    server.execute(f"GRANT USAGE ON SCHEMA public TO PUBLIC; CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    try:
+        with contextlib.closing(configured(database, username=role, password="x")) as source:
+            source.connect()
+            assert set(open_transaction_of(source)) == {"xmin"}
+    finally:
+        server.execute(f"DROP ROLE {role}")
 
 
 def test_a_view_has_no_transaction_numbers_and_is_read_by_its_cursor(server, database, source):
