@@ -21,6 +21,8 @@ TIMES = 10
 PYTHON, BARE = "python -c pass", "bare Typer application --help"
 #: What each command may take: how many times as long as another.
 TARGETS = {"dw run ⇥": (1.5, PYTHON), "dw status": (1.0, BARE)}
+#: What the shell runs at TAB: `dw completion show`.
+ENTRY = "from dwcli._entry import main; main()"
 #: A Typer application with one command that does nothing: the floor for anything built on Typer.
 BARE_TYPER = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
 
@@ -46,7 +48,7 @@ def commands_to_time(project: Path, peers: Path) -> dict[str, tuple[list[str], d
     return {
         PYTHON: ([sys.executable, "-c", "pass"], {}),
         "dw --help": ([ours, "--help"], {}),
-        "dw run ⇥": ([ours, "--", "run", ""], completion),
+        "dw run ⇥": ([sys.executable, "-P", "-c", ENTRY, "--", "run", ""], completion),
         "dw status": ([ours, "-C", str(project), "status"], {}),
         BARE: ([sys.executable, "-c", BARE_TYPER, "--help"], {}),
         "sling --help": ([str(sling), "--help"], {}),

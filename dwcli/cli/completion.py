@@ -21,21 +21,31 @@ if TYPE_CHECKING:
 
 Shell = Literal["bash", "zsh", "fish"]
 
-#: The shell calls `dw` with the words typed so far, the last one being the one under the cursor.
+#: The shell asks with the words typed so far, the last one being the one under the cursor. Where the first
+#: line of `dw` names the Python that it runs in, that is asked: the script around it takes as long as the answer.
 SCRIPTS: dict[str, str] = {
     "bash": """\
 _dw_complete() {
-    local IFS=$'\\n'
-    COMPREPLY=($(_DW_COMPLETE=bash command "${COMP_WORDS[0]}" -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    local IFS=$'\\n' dw line
+    local -a ask=(env "${COMP_WORDS[0]}")
+    dw=$(type -P "${COMP_WORDS[0]}") && read -r line 2>/dev/null <"$dw"
+    if [[ $line == '#!'/*python* && -x ${line#??} ]]; then
+        ask=("${line#??}" -P -c 'from dwcli._entry import main; main()')
+    fi
+    COMPREPLY=($(_DW_COMPLETE=bash "${ask[@]}" -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
 }
 complete -o default -o bashdefault -F _dw_complete dw
 """,
     "zsh": """\
 #compdef dw
 _dw_complete() {
-    local line
-    local -a names
-    for line in ${(f)"$(_DW_COMPLETE=zsh command ${words[1]} -- "${(@)words[2,$CURRENT]}" 2>/dev/null)"}; do
+    local line dw=${commands[${words[1]}]:-${words[1]}}
+    local -a names ask=(env ${words[1]})
+    [[ -r $dw ]] && read -r line 2>/dev/null <$dw
+    if [[ $line == '#!'/*python* && -x ${line#??} ]]; then
+        ask=(${line#??} -P -c 'from dwcli._entry import main; main()')
+    fi
+    for line in ${(f)"$(_DW_COMPLETE=zsh $ask -- "${(@)words[2,$CURRENT]}" 2>/dev/null)"}; do
         names+=("${${line%%$'\\t'*}//:/\\\\:}${${(M)line:#*$'\\t'*}:+:${line#*$'\\t'}}")
     done
     if (( $#names )); then
@@ -50,7 +60,12 @@ compdef _dw_complete dw
     "fish": """\
 function __dw_complete
     set -l words (commandline -opc) (commandline -ct)
-    set -l found (env _DW_COMPLETE=fish $words[1] -- $words[2..-1] 2>/dev/null)
+    set -l ask $words[1]
+    set -l dw (command -s $words[1])
+    and read -l line <$dw
+    and string match -rq '^#!/\\S*python\\S*$' -- $line
+    and set ask (string sub -s 3 -- $line) -P -c 'from dwcli._entry import main; main()'
+    set -l found (env _DW_COMPLETE=fish $ask -- $words[2..-1] 2>/dev/null)
     if test (count $found) -gt 0
         printf '%s\\n' $found
     else

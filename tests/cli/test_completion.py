@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,28 +103,55 @@ def test_pipelines_are_seen_by_the_look_of_a_file(text: str, names: list[str]):
     assert _tab._pipeline_names(text, ".yaml") == names
 
 
-@pytest.fixture
-def path_with_dw(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
-    """An environment in which `dw` is a command."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    script = folder / "dw"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dwcli "$@"\n')
-    script.chmod(0o755)
-    return environment | {"PATH": f"{folder}{os.pathsep}{environment['PATH']}"}
+#: What stands in a file `dw`: what installers write, and a script that somebody put around it.
+INSTALLED = f"#!{sys.executable}\nfrom dwcli._entry import main\nmain()\n"
+WRAPPED = f'#!/bin/sh\nexec "{sys.executable}" -m dwcli "$@"\n'
+
+#: What each shell does at TAB after `dw run shop.`, printing what it is offered.
+AT_TAB = {
+    "bash": """
+        COMP_WORDS=(dw run shop.); COMP_CWORD=2; _dw_complete
+        printf "%s\\n" "${COMPREPLY[@]}"; complete -p dw
+    """,
+    "zsh": """
+        _describe() { print -l -- $names }
+        words=(dw run shop.); CURRENT=3; _dw_complete
+    """,
+    "fish": "complete -C 'dw run shop.'",
+}
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_the_function_works_in_a_real_bash(here: Path, path_with_dw):
-    script = SCRIPTS["bash"] + (
-        "COMP_WORDS=(dw run shop.); COMP_CWORD=2; _dw_complete\n"
-        'printf "%s\\n" "${COMPREPLY[@]}"; complete -p dw'
-    )
-    done = subprocess.run(
-        ["bash", "--norc", "-c", script], env=path_with_dw, cwd=here, text=True, capture_output=True
-    )
-    assert done.stdout.splitlines()[0] == "shop.orders", done.stderr
-    assert "_dw_complete dw" in done.stdout
+@pytest.fixture(params=["bash", "zsh", "fish"])
+def press_tab(request, here: Path, tmp_path: Path, environment: dict[str, str]) -> Callable[[str], str]:
+    """Press TAB in a real shell in which `dw` is a file with this text. Gives what it prints."""
+    shell = request.param
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+
+    def press(text: str) -> str:
+        (tmp_path / "dw").write_text(text)
+        (tmp_path / "dw").chmod(0o755)
+        done = subprocess.run(
+            [shell, "-c", SCRIPTS[shell] + AT_TAB[shell]],
+            env=environment | {"PATH": f"{tmp_path}{os.pathsep}{environment['PATH']}"},
+            cwd=here,
+            text=True,
+            capture_output=True,
+        )
+        return (done.stdout or done.stderr).replace(":", " ")  # zsh: word:what it is
+
+    return press
+
+
+@pytest.mark.parametrize("text", [INSTALLED, WRAPPED], ids=["installed", "wrapped"])
+def test_the_function_works_in_the_real_shell(here: Path, press_tab, text: str):
+    # what lies in the folder where TAB is pressed is never run
+    (here / "gc.py").write_text("raise SystemExit('the folder is on the path')")
+    assert press_tab(text).split()[0] == "shop.orders"
+
+
+def test_where_python_can_be_asked_the_script_around_it_is_not(press_tab):
+    assert press_tab(f"#!{sys.executable}\nraise SystemExit('run')\n").split()[0] == "shop.orders"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
