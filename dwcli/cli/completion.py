@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Shell = Literal["bash", "zsh", "fish"]
 
 #: The shell asks with the words typed so far, the last one being the one under the cursor. Where the first
-#: line of `dw` names the Python that it runs in, that is asked: the script around it takes as long as the answer.
+#: line of `dw` names the Python that it runs in, that is asked: the script around it takes as long again.
 SCRIPTS: dict[str, str] = {
     "bash": """\
 _dw_complete() {
