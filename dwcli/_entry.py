@@ -19,8 +19,9 @@ def main() -> None:
         sys.stdout.write(answer(shell, sys.argv[1:]))
         sys.stdout.flush()
         os._exit(0)  # to take the modules apart again would take longer than the answer
-    # Importing and moving rows leave no cycles behind; looking for them is a tenth of the start.
-    gc.set_threshold(100_000)
+    # Importing and moving rows leave no cycles behind; looking for them is a tenth of the start. A run has
+    # some 150,000 objects.
+    gc.set_threshold(300_000)
     # Arrow's allocator would take its memory in huge pages, half of them never used: some 60 MB.
     os.environ.setdefault("MIMALLOC_ARENA_EAGER_COMMIT", "0")
     # Nothing here multiplies matrices: NumPy's threads for that would only wait, and keep a core warm.

@@ -225,11 +225,8 @@ def _arrow(frame: pl.DataFrame, wire: Types) -> pa.Table:
             unit = pl.Datetime("us", "UTC") if isinstance(dtype, pl.Datetime) else pl.Duration("us")
             casts.append(column.cast(unit))
     table = frame.with_columns(casts).to_arrow(compat_level=pl.CompatLevel.newest())
-    fields = [
-        pa.field(f.name, _arrow_form(f.type), f.nullable) if _arrow_form(f.type) != f.type else f
-        for f in table.schema
-    ]
-    return table.cast(pa.schema(fields), safe=False)
+    schema = pa.schema([pa.field(f.name, _arrow_form(f.type), f.nullable) for f in table.schema])
+    return table if schema.equals(table.schema) else table.cast(schema, safe=False)
 
 
 def _arrow_form(kind: pa.DataType) -> pa.DataType:
