@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import socket
 import subprocess
@@ -9,9 +10,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
+
+import dwcli
 
 SAMPLE_SECONDS = 0.05
 START_SECONDS = 30.0
@@ -30,11 +34,18 @@ class CommandFailed(Exception):
     """The command ended with another code than 0; the message is the last line that it printed."""
 
 
+@cache
+def compile_dw() -> None:
+    """Compile dw, as an installer does: this Python may have been told to keep no compiled modules."""
+    compileall.compile_dir(Path(dwcli.__file__).parent, quiet=1)
+
+
 def run(command: Sequence[str | Path], environment: Mapping[str, str], folder: Path, log: Path) -> Cost:
     """Run a command in `folder` to its end and say what it took; what it prints goes to `log`.
 
     Raises CommandFailed.
     """
+    compile_dw()
     done = threading.Event()
     peak = [0.0]
     before = os.times()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from benchmarks.measure import compile_dw
 from dwcli.warehouse import embedded
 
 TIMES = 10
@@ -29,6 +30,7 @@ BARE_TYPER = "import typer; app = typer.Typer(); app.command()(lambda: None); ap
 
 def measure(folder: Path, project: Path, peers: Path) -> dict[str, list[float] | str]:
     """Wall seconds of each command, `TIMES` times in turn; a text where it cannot run."""
+    compile_dw()
     commands = commands_to_time(project, peers)
     seconds: dict[str, list[float] | str] = {title: [] for title in commands}
     for _ in range(TIMES + 1):

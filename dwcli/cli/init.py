@@ -282,8 +282,8 @@ def _try_warehouse(url: str) -> None:
 def _prove(project: Project, port: int | None) -> dict[str, Any]:
     """Start the warehouse, write and read a row, make the audit table; says so line by line."""
     from dwcli.cli._warehouse import server_home, warehouse_url_for
-    from dwcli.staging.audit import ensure_audit_table
-    from dwcli.warehouse import embedded, make_engine, mask_url, resolve_url
+    from dwcli.staging.audit import ensure_log
+    from dwcli.warehouse import connect, embedded, mask_url, resolve_url
 
     facts: dict[str, Any] = {}
     begun = time.perf_counter()
@@ -301,9 +301,8 @@ def _prove(project: Project, port: int | None) -> dict[str, Any]:
         say(f"  ok  Postgres answers: {mask_url(url)}")
     _write_and_read(url, project.config.schema_)
     say("  ok  wrote and read back a test row")
-    engine = make_engine(url)
-    ensure_audit_table(engine)
-    engine.dispose()
+    with connect(url) as session:
+        ensure_log(session)
     say("  ok  audit table ready")
     return facts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +38,7 @@ def replay(
     from dwcli.pipeline.replay import Stretch, chosen_snapshots
     from dwcli.pipeline.replay import replay as load_again
     from dwcli.project import load_project
-    from dwcli.warehouse import connect, make_engine
+    from dwcli.warehouse import connect
 
     project = load_project(settings().project)
     url = warehouse_url_for(project)
@@ -49,12 +50,8 @@ def replay(
     if dry_run:
         _show(snapshots)
         return
-    engine = make_engine(url)
-    try:
-        with listening("auto", 1) as emit:
-            result, error = load_again(job, engine, stretch, emit)
-    finally:
-        engine.dispose()
+    with listening("auto", 1) as emit:
+        result, error = load_again(job, partial(connect, url), stretch, emit)
     report(project, [result], alone=True)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error

@@ -8,13 +8,11 @@ from pathlib import Path
 import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection
 
 from dwcli.errors import DwError
 from dwcli.events import Notice
 from dwcli.log import get_logger
 from dwcli.pipeline.record import Job, Run
-from dwcli.staging.dw_schema import raw
 from dwcli.staging.loader import complete_rows, finish_load, leave_out_nulls, load_file, open_load
 from dwcli.staging.plan import Counts, LoadPlan
 from dwcli.staging.state import State, loaded_snapshots, write_receipt, write_state
@@ -57,10 +55,10 @@ def load_snapshot(connection: psycopg.Connection, path: Path, manifest: Manifest
         return finish_load(load)
 
 
-def load_pending(run: Run, data: Connection, folder: Path) -> None:
+def load_pending(run: Run, data: psycopg.Connection, folder: Path) -> None:
     """Load complete snapshots without a receipt, oldest first, each in a transaction of its own."""
     job = run.job
-    loaded = loaded_snapshots(raw(data), job.pipeline)
+    loaded = loaded_snapshots(data, job.pipeline)
     data.commit()
     for path in list(snapshots(folder)):
         name = str(path.relative_to(job.lake))
@@ -79,13 +77,13 @@ def load_pending(run: Run, data: Connection, folder: Path) -> None:
             set_aside(path)
 
 
-def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, name: str) -> None:
+def _load_snapshot(run: Run, data: psycopg.Connection, path: Path, manifest: Manifest, name: str) -> None:
     job = run.job
-    counts = load_snapshot(raw(data), path, manifest, plan_of(manifest, job))
+    counts = load_snapshot(data, path, manifest, plan_of(manifest, job))
     state = State(manifest.cursor, manifest.cursor_to, manifest.cursor_type, manifest.position)
-    write_state(raw(data), job.pipeline, manifest.run_id, state)
+    write_state(data, job.pipeline, manifest.run_id, state)
     write_receipt(
-        raw(data),
+        data,
         manifest.run_id,
         job.pipeline,
         f"{manifest.schema}.{manifest.table}",
@@ -96,7 +94,7 @@ def _load_snapshot(run: Run, data: Connection, path: Path, manifest: Manifest, n
         manifest.cursor_from,
         manifest.cursor_to,
     )
-    raw(data).execute(
+    data.execute(
         """
         update etl_audit_log set status = 'success', finished_at = now(), error_code = null,
             error_message = 'died before its COMMIT; loaded from the lake by the next run',

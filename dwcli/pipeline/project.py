@@ -9,19 +9,18 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
-
-from sqlalchemy import Engine
 
 from dwcli.connectors import Connector, create_connector, resolve_name
 from dwcli.contract import BATCH_BYTES
 from dwcli.errors import RunStopped
 from dwcli.events import Emit
 from dwcli.pipeline.record import Ended, Idle, Job, RunOptions
-from dwcli.pipeline.runner import attempt, close, close_idle
+from dwcli.pipeline.runner import Sessions, attempt, close, close_idle
 from dwcli.project import Pipeline, Project, connection_values, seconds, size_bytes
-from dwcli.warehouse.engine import make_engine
+from dwcli.warehouse.engine import connect
 
 #: Parts of the memory a run may take that one batch may be: some five are under way at once, in up to
 #: three forms, beside what Python and its libraries take.
@@ -42,7 +41,7 @@ def run_project(
     With `fail_fast`, pipelines after the first failure are not begun and have no result. Raises
     RunStopped, with the results so far as `results`, when a signal ended it.
     """
-    engine = make_engine(warehouse_url)
+    sessions = partial(connect, warehouse_url)
     idle: dict[str, Idle] = {}
     jobs = [
         replace(job_of(project, pipeline, max(1, options.jobs), warehouse_url), idle=idle)
@@ -52,9 +51,9 @@ def run_project(
     results: list[dict[str, Any]] = []
     try:
         if options.jobs > 1 and len(jobs) > 1:
-            return _at_once(jobs, engine, options, emit)
+            return _at_once(jobs, sessions, options, emit)
         for job in jobs:
-            result, error = attempt(job, engine, options, emit)
+            result, error = attempt(job, sessions, options, emit)
             results.append(result)
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise _stopped(error, results) from error
@@ -63,14 +62,15 @@ def run_project(
         return results
     finally:
         close_idle(idle)
-        engine.dispose()
 
 
-def _at_once(jobs: Sequence[Job], engine: Engine, options: RunOptions, emit: Emit) -> list[dict[str, Any]]:
+def _at_once(
+    jobs: Sequence[Job], sessions: Sessions, options: RunOptions, emit: Emit
+) -> list[dict[str, Any]]:
     """Run several at a time. A signal hangs up on the sources of those under way; no more are begun."""
     ended = Ended()
     with ThreadPoolExecutor(options.jobs, "dw-job") as pool:
-        futures = [pool.submit(attempt, replace(job, ended=ended), engine, options, emit) for job in jobs]
+        futures = [pool.submit(attempt, replace(job, ended=ended), sessions, options, emit) for job in jobs]
         try:
             while wait(futures, HEAR_SECONDS).not_done:  # without end, polars' handler would keep SIGINT
                 pass

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from sqlalchemy import Connection, Engine
 
 from dwcli.connectors import Connector
 from dwcli.contract import Contract, Deletes, WriteDisposition
@@ -24,10 +23,13 @@ from dwcli.errors import NO_ROOM, CommitUnknown, ConnectionFailed, DwError, RunS
 from dwcli.events import Emit, SchemaChanged
 from dwcli.log import get_logger
 from dwcli.references import redact
-from dwcli.staging import write_audit_record
+from dwcli.staging.audit import write_row
 from dwcli.staging.plan import Counts, Load
 from dwcli.staging.trouble import trouble
 from dwcli.staging.writer import StagedFile
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
 
 log = get_logger(__name__)
 
@@ -165,9 +167,19 @@ def tell_changes(run: Run, load: Load) -> None:
         run.emit(SchemaChanged(run.job.pipeline, change.words))
 
 
-def audit(run: Run, engine: Engine | Connection, status: str, error: DwError | None = None) -> None:
+def audit(
+    run: Run, where: psycopg.Connection | Connection | Engine, status: str, error: DwError | None = None
+) -> None:
+    """Write what is known of a run into its row of etl_audit_log."""
     job, done = run.job, status != "running"
-    details: dict[str, Any] = {
+    values: dict[str, Any] = {
+        "run_id": run.id,
+        "pipeline_name": job.pipeline,
+        "source_name": job.source,
+        "protocol": run.protocol,
+        "target_table": f"{job.schema}.{job.table}",
+        "status": status,
+        "started_at": run.started_at,
         "host": socket.gethostname(),
         "os_user": _user(),
         "pid": os.getpid(),
@@ -177,7 +189,10 @@ def audit(run: Run, engine: Engine | Connection, status: str, error: DwError | N
         "write": job.write,
     }
     if done:
-        details |= {
+        values |= {
+            "finished_at": datetime.now(UTC),
+            "rows_loaded": run.counts.rows if error is None else 0,
+            "parquet_files": len(run.files),
             "rows_read": run.rows_read,
             "rows_inserted": run.counts.inserted,
             "rows_updated": run.counts.updated,
@@ -190,24 +205,11 @@ def audit(run: Run, engine: Engine | Connection, status: str, error: DwError | N
             "schema_changes": run.schema_changes,
             "values_changed": run.values_changed,
             "snapshot": run.snapshot,
+            "error_message": _sentence(error, run.secrets) if error else None,
             "error_code": error.code if error else None,
             "error_hint": redact(error.hint, run.secrets) if error else None,
         }
-    write_audit_record(
-        engine,
-        run.id,
-        job.pipeline,
-        job.source,
-        run.protocol,
-        f"{job.schema}.{job.table}",
-        status,
-        (run.counts.rows if error is None else 0) if done else None,
-        len(run.files) if done else None,
-        run.started_at,
-        datetime.now(UTC) if done else None,
-        _sentence(error, run.secrets) if error else None,
-        details,
-    )
+    write_row(where, values)
 
 
 def _user() -> str:

@@ -16,14 +16,13 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import Connection, Engine
 
 from dwcli.errors import LakeError, NameUnknown, UsageError
 from dwcli.events import BatchLoaded, Emit, RunStarted, StageStarted
 from dwcli.pipeline.pending import load_snapshot, plan_of
 from dwcli.pipeline.record import Job, Run, RunOptions, audit
-from dwcli.pipeline.runner import attempt, commit
-from dwcli.staging.dw_schema import raw, read_table
+from dwcli.pipeline.runner import Sessions, attempt, commit
+from dwcli.staging.dw_schema import read_table
 from dwcli.staging.plan import Counts
 from dwcli.staging.state import Receipt, receipts, write_receipt
 from dwcli.staging.writer import Manifest, read_manifest
@@ -57,14 +56,14 @@ class Kept:
 
 
 def replay(
-    job: Job, engine: Engine, stretch: Stretch, emit: Emit
+    job: Job, warehouse: Sessions, stretch: Stretch, emit: Emit
 ) -> tuple[dict[str, Any], BaseException | None]:
     """Load snapshots of the lake again, in one transaction. Returns what `attempt` does.
 
     The whole pipeline: its table is emptied and built anew. A stretch: rows of those runs are put back as
     they were read, and newer rows stay. Cursor and receipts stay as they are.
     """
-    return attempt(job, engine, RunOptions(), emit, partial(_load_again, stretch))
+    return attempt(job, warehouse, RunOptions(), emit, partial(_load_again, stretch))
 
 
 def chosen_snapshots(connection: psycopg.Connection, job: Job, stretch: Stretch) -> list[Kept]:
@@ -139,8 +138,8 @@ def _refuse_superseded(job: Job, every: Sequence[Receipt], chosen: Sequence[Kept
             )
 
 
-def _load_again(stretch: Stretch, run: Run, data: Connection) -> None:
-    job, session = run.job, raw(data)
+def _load_again(stretch: Stretch, run: Run, session: psycopg.Connection) -> None:
+    job = run.job
     run.protocol = job.protocol
     snapshots = chosen_snapshots(session, job, stretch)
     rows = sum(kept.manifest.rows for kept in snapshots)
@@ -159,8 +158,8 @@ def _load_again(stretch: Stretch, run: Run, data: Connection) -> None:
     # a receipt without a snapshot: it tells whether a COMMIT whose answer was lost has happened
     target = f"{job.schema}.{job.table}"
     write_receipt(session, run.id, job.pipeline, target, "", 0, 0, run.counts.rows, None, None)
-    audit(run, data, "success")
-    commit(run, data)
+    audit(run, session, "success")
+    commit(run, session)
 
 
 def _load(session: psycopg.Connection, job: Job, kept: Kept, anew: bool) -> Counts:

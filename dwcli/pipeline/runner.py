@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from pydantic import BaseModel
-from sqlalchemy import Connection, Engine
 
 from dwcli import crashpoints
 from dwcli.connectors import Connector, create_connector, secrets_of
@@ -68,8 +67,8 @@ from dwcli.staging import (
     load_parquet_files_to_dw,
     write_ingestion_result_to_parquet,
 )
-from dwcli.staging.audit import mark_interrupted
-from dwcli.staging.dw_schema import ensure_catalogue, is_postgres, raw
+from dwcli.staging.audit import ensure_log, mark_interrupted
+from dwcli.staging.dw_schema import ensure_catalogue, is_postgres
 from dwcli.staging.loader import finish_load, open_load
 from dwcli.staging.plan import Counts, Load
 from dwcli.staging.state import (
@@ -91,6 +90,9 @@ from dwcli.staging.writer import (
     sweep,
     write_manifest,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 
@@ -150,11 +152,13 @@ def one_job(
 
 
 #: What a run does while it holds the pipeline, from its first row to COMMIT.
-Work = Callable[[Run, Connection], None]
+Work = Callable[[Run, psycopg.Connection], None]
+#: Opens a session in the warehouse, each time a new one, which whoever asks for it closes.
+Sessions = Callable[[], psycopg.Connection]
 
 
 def attempt(
-    job: Job, engine: Engine, options: RunOptions, emit: Emit, work: Work | None = None
+    job: Job, warehouse: Sessions | Engine, options: RunOptions, emit: Emit, work: Work | None = None
 ) -> tuple[dict[str, Any], BaseException | None]:
     """Run a job once. Returns its result, and the error if it failed: nothing is raised.
 
@@ -165,10 +169,12 @@ def attempt(
     error: BaseException | None = None
     with logged(run):
         try:
-            if is_postgres(engine):
-                _run_to_postgres(run, engine, work or _load_and_commit)
+            if callable(warehouse):
+                _run_to_postgres(run, warehouse, work or _load_and_commit)
+            elif is_postgres(warehouse):
+                _run_to_postgres(run, partial(_session_of, warehouse), work or _load_and_commit)
             else:
-                _run_plainly(run, engine)
+                _run_plainly(run, warehouse)
         except BaseException as caught:
             error = caught
         failure = explained(error, run) if error is not None and not run.committed else None
@@ -186,16 +192,25 @@ class _SourceAnsweredFailure(SourceError):
 # -- the run, in PostgreSQL ---------------------------------------------------------------------------
 
 
-def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
+def _session_of(engine: Engine) -> psycopg.Connection:
+    """A session as this engine opens them, and no longer its own."""
+    pooled = engine.raw_connection()
+    session = pooled.driver_connection
+    pooled.detach()
+    assert isinstance(session, psycopg.Connection)
+    return session
+
+
+def _run_to_postgres(run: Run, sessions: Sessions, work: Work) -> None:
     with contextlib.ExitStack() as stack:
-        run.warehouse_id = _prepare(engine)
-        data = stack.enter_context(engine.connect())
+        data, run.warehouse_id = _prepared(sessions)
         stack.callback(_hang_up, data)
-        take_lock(raw(data), run.job.pipeline, run.id[:8])
-        _refuse_unwanted(run, raw(data))
+        take_lock(data, run.job.pipeline, run.id[:8])
+        _refuse_unwanted(run, data)
         data.commit()
-        control = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
-        mark_interrupted(raw(control), run.job.pipeline)
+        control = stack.enter_context(contextlib.closing(sessions()))
+        control.autocommit = True
+        mark_interrupted(control, run.job.pipeline)
         audit(run, control, "running")
         try:
             work(run, data)
@@ -205,7 +220,7 @@ def _run_to_postgres(run: Run, engine: Engine, work: Work) -> None:
                 return
             _undo(run, data)
             if run.committing:
-                _settle(run, engine, error)
+                _settle(run, sessions, error)
             if run.committed:
                 log.warning("the COMMIT's answer was lost, but it had happened")
                 if not isinstance(error, Exception):
@@ -231,34 +246,39 @@ def _tell_late_error(run: Run, error: BaseException) -> None:
     run.emit(Notice(run.job.pipeline, f"loaded, but afterwards: {explained(error, run)}"))
 
 
-def _prepare(engine: Engine) -> str:
-    """Make dw's own tables where they are missing. Returns the warehouse's id."""
+def _prepared(sessions: Sessions) -> tuple[psycopg.Connection, str]:
+    """A session in a warehouse that has all of dw's own tables, and the warehouse's id."""
     try:
-        ensure_audit_table(engine)
-        with engine.begin() as connection:
-            warehouse_id = ensure_state_tables(raw(connection))
-            ensure_catalogue(raw(connection))
+        session = sessions()
+        try:
+            ensure_log(session)
+            warehouse_id = ensure_state_tables(session)
+            ensure_catalogue(session)
+            session.commit()
+        except BaseException:
+            session.close()
+            raise
     except Exception as error:
         raise warehouse_error(error) from error
-    return warehouse_id
+    return session, warehouse_id
 
 
-def _load_and_commit(run: Run, data: Connection) -> None:
+def _load_and_commit(run: Run, data: psycopg.Connection) -> None:
     job = run.job
     folder = lake_folder(run)
     sweep(folder)
     load_pending(run, data, folder)
-    state = read_state(raw(data), job.pipeline)
+    state = read_state(data, job.pipeline)
     data.commit()
     with connected(run) as connector:
-        cursor, plan = where_to_begin(run, raw(data), state)
+        cursor, plan = where_to_begin(run, data, state)
         result = (
             connector.fetch_data(job.query, cursor) if cursor != Cursor() else connector.fetch_data(job.query)
         )
         if not result.success:
             raise _SourceAnsweredFailure(result.error or "the source answered without success")
         _announce(run, connector, cursor)
-        with open_load(raw(data), job.schema, job.table, plan) as load:
+        with open_load(data, job.schema, job.table, plan) as load:
             crashpoints.reached("begin")
             pump(run, result, load, partial(close, connector))
             crashpoints.reached("copied")
@@ -277,7 +297,7 @@ def _load_and_commit(run: Run, data: Connection) -> None:
         run.marker.unlink(missing_ok=True)
     if job.keep is not None:
         with contextlib.suppress(OSError, LakeError):  # the next run tries again
-            forget(folder, job.lake, loaded_snapshots(raw(data), job.pipeline), job.keep)
+            forget(folder, job.lake, loaded_snapshots(data, job.pipeline), job.keep)
 
 
 def lake_folder(run: Run) -> Path:
@@ -433,7 +453,7 @@ def _complete_snapshot(run: Run, load: Load, state: State, cursor: Cursor) -> No
     run.snapshot = str(path.relative_to(job.lake))
 
 
-def _finish(run: Run, load: Load, state: State, data: Connection) -> None:
+def _finish(run: Run, load: Load, state: State, data: psycopg.Connection) -> None:
     """The last of the one transaction: rows, cursor, receipt, audit row."""
     job = run.job
     run.emit(StageStarted(job.pipeline, "load"))
@@ -442,10 +462,9 @@ def _finish(run: Run, load: Load, state: State, data: Connection) -> None:
     crashpoints.reached("finished")
     run.seconds["load"] += time.monotonic() - began
     tell_changes(run, load)
-    session = raw(data)
-    write_state(session, job.pipeline, run.id, state)
+    write_state(data, job.pipeline, run.id, state)
     write_receipt(
-        session,
+        data,
         run.id,
         job.pipeline,
         f"{job.schema}.{job.table}",
@@ -459,7 +478,7 @@ def _finish(run: Run, load: Load, state: State, data: Connection) -> None:
     audit(run, data, "success")
 
 
-def commit(run: Run, data: Connection) -> None:
+def commit(run: Run, data: psycopg.Connection) -> None:
     """COMMIT. An error from here on may come after it has happened."""
     heed(run)
     run.committing = True
@@ -467,11 +486,11 @@ def commit(run: Run, data: Connection) -> None:
     run.committed, run.committing = True, False
 
 
-def _undo(run: Run, data: Connection) -> None:
+def _undo(run: Run, data: psycopg.Connection) -> None:
     """Roll back, and forget the files of a snapshot whose COMMIT was never asked for."""
     with contextlib.suppress(Exception):
         # In the midst of a statement the server takes no ROLLBACK: the end of the session is one.
-        if raw(data).info.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+        if data.info.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
             data.rollback()
     _hang_up(data)
     if run.committing:
@@ -485,23 +504,22 @@ def _undo(run: Run, data: Connection) -> None:
     run.schema_changes.clear()
 
 
-def _hang_up(data: Connection) -> None:
-    """End the session itself: back in a pool, it would go on holding the pipeline's lock."""
+def _hang_up(data: psycopg.Connection) -> None:
     with contextlib.suppress(Exception):
-        data.invalidate()
+        data.close()
 
 
-def _settle(run: Run, engine: Engine, error: BaseException) -> None:
+def _settle(run: Run, sessions: Sessions, error: BaseException) -> None:
     """Find out what came of a COMMIT that ended with this error. Raises CommitUnknown, or a signal again."""
     run.unsure = True
     try:
-        run.committed = _is_committed(run, engine)
+        run.committed = _is_committed(run, sessions)
     except CommitUnknown as unknown:
         raise (unknown if isinstance(error, Exception) else error) from None
     run.unsure = False
 
 
-def _is_committed(run: Run, engine: Engine) -> bool:
+def _is_committed(run: Run, sessions: Sessions) -> bool:
     """Whether a COMMIT whose answer never came has happened after all. Raises CommitUnknown.
 
     The server may still be at it when it is asked: as long as the session of this run lives, it holds the
@@ -510,8 +528,7 @@ def _is_committed(run: Run, engine: Engine) -> bool:
     give_up, why = time.monotonic() + SETTLE_SECONDS, "its session has not ended yet"
     while True:
         try:
-            with engine.connect() as connection:
-                session = raw(connection)
+            with contextlib.closing(sessions()) as session:
                 ended = not is_held(session, run.job.pipeline, run.id[:8])
                 if was_loaded(session, run.id):
                     return True

@@ -8,7 +8,7 @@ This module imports neither polars nor SQLAlchemy at the top: `dw status` and `d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ DETAILS = {
 }
 #: `dw status` and `dw run --due` ask for the last runs of each pipeline.
 INDEX = "etl_audit_log_by_pipeline"
+CREATE_INDEX = f"CREATE INDEX IF NOT EXISTS {INDEX} ON etl_audit_log (pipeline_name, started_at DESC)"
 LOCK_KEY = 7_206_001  # arbitrary; serializes the making of dw's own tables
 
 
@@ -68,35 +69,54 @@ def ensure_audit_table(engine: Engine | Connection) -> None:
     """
     from sqlalchemy import inspect, text
 
-    from dwcli.staging.dw_schema import is_postgres, transaction
+    from dwcli.staging.dw_schema import is_postgres, raw, transaction
 
     with transaction(engine) as connection:
-        postgres = is_postgres(connection)
-        if postgres:
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK_KEY})"))
-        number = "BIGSERIAL PRIMARY KEY" if postgres else "INTEGER PRIMARY KEY AUTOINCREMENT"
-        columns = ", ".join(f"{name} {kind}" for name, kind in (COLUMNS | DETAILS).items())
-        connection.execute(
-            text(f"CREATE TABLE IF NOT EXISTS etl_audit_log (id {number}, {columns}, UNIQUE (run_id))")
-        )
-        present = {column["name"] for column in inspect(connection).get_columns("etl_audit_log")}
-        for name, kind in (COLUMNS | DETAILS).items():
-            if name not in present:
-                connection.execute(text(f"ALTER TABLE etl_audit_log ADD COLUMN {name} {kind}"))
-        _ensure_index(connection, postgres)
+        if is_postgres(connection):
+            ensure_log(raw(connection))
+            return
+        connection.execute(text(_create("INTEGER PRIMARY KEY AUTOINCREMENT")))
+        columns = inspect(connection).get_columns("etl_audit_log")
+        for statement in (*_additions([column["name"] for column in columns]), CREATE_INDEX):
+            connection.execute(text(statement))
 
 
-def _ensure_index(connection: Connection, postgres: bool) -> None:
+def ensure_log(session: psycopg.Connection) -> None:
+    """`ensure_audit_table` in a session's transaction."""
+    session.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
+    session.execute(_create("BIGSERIAL PRIMARY KEY").encode())
+    columns = session.execute(
+        "SELECT attname FROM pg_attribute"
+        " WHERE attrelid = to_regclass('etl_audit_log') AND attnum > 0 AND NOT attisdropped"
+    )
+    for statement in _additions([name for (name,) in columns]):
+        session.execute(statement.encode())
+    _ensure_index(session)
+
+
+def _create(number: str) -> str:
+    columns = ", ".join(f"{name} {kind}" for name, kind in (COLUMNS | DETAILS).items())
+    return f"CREATE TABLE IF NOT EXISTS etl_audit_log (id {number}, {columns}, UNIQUE (run_id))"
+
+
+def _additions(present: Collection[str]) -> list[str]:
+    """The statements that add what a log with these columns lacks."""
+    return [
+        f"ALTER TABLE etl_audit_log ADD COLUMN {name} {kind}"
+        for name, kind in (COLUMNS | DETAILS).items()
+        if name not in present
+    ]
+
+
+def _ensure_index(session: psycopg.Connection) -> None:
     """Make the index, once: IF NOT EXISTS alone would wait for whoever is writing to the log."""
-    from sqlalchemy import text
-    from sqlalchemy.exc import ProgrammingError
+    from psycopg.errors import InsufficientPrivilege
 
-    if postgres and connection.scalar(text(f"SELECT to_regclass('{INDEX}')")):
+    if session.execute("SELECT to_regclass(%s)", (INDEX,)).fetchone() != (None,):
         return
-    make = f"CREATE INDEX IF NOT EXISTS {INDEX} ON etl_audit_log (pipeline_name, started_at DESC)"
     # a table of another role's works without it
-    with suppress(ProgrammingError), connection.begin_nested():
-        connection.execute(text(make))
+    with suppress(InsufficientPrivilege), session.transaction():
+        session.execute(CREATE_INDEX.encode())
 
 
 def write_audit_record(
@@ -120,49 +140,49 @@ def write_audit_record(
     The table must be there (`ensure_audit_table`). Given a Connection, the row commits with the
     caller's transaction.
     """
+    values = {
+        "run_id": run_id,
+        "pipeline_name": pipeline_name,
+        "source_name": source_name,
+        "protocol": protocol,
+        "target_table": target_table,
+        "status": status,
+        "rows_loaded": rows_loaded,
+        "parquet_files": parquet_files,
+        "error_message": error_message,
+        "started_at": started_at,
+        "finished_at": finished_at,
+    }
+    write_row(engine, values | {name: value for name, value in (details or {}).items() if name in DETAILS})
+
+
+def write_row(where: psycopg.Connection | Engine | Connection, values: Mapping[str, Any]) -> None:
+    """Write the row of a run, or update it. values: of columns in COLUMNS and DETAILS, run_id among them."""
+    import psycopg
+
+    given = {name: json.dumps(v) if DETAILS.get(name) == "JSONB" else v for name, v in values.items()}
+    if isinstance(where, psycopg.Connection):
+        casts = {name: "::jsonb" for name in given if DETAILS.get(name) == "JSONB"}
+        where.execute(_upsert({name: f"%({name})s{casts.get(name, '')}" for name in given}).encode(), given)
+        return
     from sqlalchemy import text
 
-    from dwcli.staging.dw_schema import transaction
+    from dwcli.staging.dw_schema import is_postgres, raw, transaction
 
-    values = dict(
-        zip(
-            COLUMNS,
-            (
-                run_id,
-                pipeline_name,
-                source_name,
-                protocol,
-                target_table,
-                status,
-                rows_loaded,
-                parquet_files,
-                error_message,
-                started_at,
-                finished_at,
-            ),
-            strict=True,
-        )
+    with transaction(where) as connection:
+        if is_postgres(connection):
+            write_row(raw(connection), values)
+        else:
+            connection.execute(text(_upsert({name: f":{name}" for name in given})), given)
+
+
+def _upsert(places: Mapping[str, str]) -> str:
+    """places: of each column, where its value goes in the statement."""
+    updates = ", ".join(f"{name} = excluded.{name}" for name in places if name != "run_id")
+    return (
+        f"INSERT INTO etl_audit_log ({', '.join(places)}) VALUES ({', '.join(places.values())})"  # noqa: S608
+        f" ON CONFLICT (run_id) DO UPDATE SET {updates}"
     )
-    for name in DETAILS:
-        if details and name in details:
-            value = details[name]
-            values[name] = json.dumps(value) if DETAILS[name] == "JSONB" else value
-    with transaction(engine) as connection:
-        names = ", ".join(values)
-        given = ", ".join(
-            f"CAST(:{name} AS JSONB)" if DETAILS.get(name) == "JSONB" and _is_json(connection) else f":{name}"
-            for name in values
-        )
-        updates = ", ".join(f"{name} = excluded.{name}" for name in values if name != "run_id")
-        statement = (
-            f"INSERT INTO etl_audit_log ({names}) VALUES ({given})"  # noqa: S608  # names are ours
-            f" ON CONFLICT (run_id) DO UPDATE SET {updates}"
-        )
-        connection.execute(text(statement), values)
-
-
-def _is_json(connection: Connection) -> bool:
-    return connection.dialect.name == "postgresql"
 
 
 def mark_interrupted(connection: psycopg.Connection, pipeline_name: str) -> int:

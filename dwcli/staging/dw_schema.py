@@ -14,11 +14,11 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import polars as pl
 import psycopg
 from psycopg import sql
-from sqlalchemy import Connection, Engine, text
 
 from dwcli import crashpoints
 from dwcli.errors import SchemaRefused
@@ -26,6 +26,9 @@ from dwcli.log import get_logger
 from dwcli.staging.audit import LOCK_KEY
 from dwcli.staging.frames import EXACT_DOUBLE, Types
 from dwcli.staging.trouble import trouble
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
 
 log = get_logger(__name__)
 
@@ -268,6 +271,8 @@ class Change:
 @contextlib.contextmanager
 def transaction(engine: Engine | Connection) -> Iterator[Connection]:
     """A connection to work on: of its own and committed for an Engine, the caller's for a Connection."""
+    from sqlalchemy import Engine
+
     if isinstance(engine, Engine):
         with engine.begin() as connection:
             yield connection
@@ -312,6 +317,8 @@ def ensure_table_exists(
 
 
 def _ensure_sqlite_table(connection: Connection, table_name: str, frame: pl.DataFrame) -> None:
+    from sqlalchemy import text
+
     quote = connection.dialect.identifier_preparer.quote_identifier
     types = {name: _sqlite_type(kind) for name, kind in frame_types(frame, {}).items()}
     columns = [f"{quote(name)} {kind}" for name, kind in types.items()]

@@ -17,13 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import psycopg
 from psycopg import sql
-from sqlalchemy import Connection, Engine
-from sqlalchemy import text as sql_text
 
 from dwcli import crashpoints
 from dwcli.contract import KEYED
@@ -65,6 +63,9 @@ from dwcli.staging.plan import Counts, Load, LoadPlan
 from dwcli.staging.rejecting import conform, may_refuse
 from dwcli.staging.writer import read_types
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
 #: How long a change of a table waits for its readers before it gives up.
 LOCK_TIMEOUT = "5s"
 
@@ -95,12 +96,14 @@ def load_parquet_files_to_dw(
 
 
 def _load_sqlite(connection: Connection, path: Path, table_name: str) -> int:
+    from sqlalchemy import text
+
     frame = _read(path).with_columns(pl.lit(str(path)).alias("_source_file"))
     ensure_table_exists(connection, table_name, frame)
     quote = connection.dialect.identifier_preparer.quote_identifier
     names = ", ".join(quote(name) for name in frame.columns).replace(":", r"\:")
     places = ", ".join(f":c{number}" for number in range(frame.width))
-    statement = sql_text(f"INSERT INTO {quote(table_name)} ({names}) VALUES ({places})")  # noqa: S608
+    statement = text(f"INSERT INTO {quote(table_name)} ({names}) VALUES ({places})")  # noqa: S608
     rows = [
         {f"c{number}": _sqlite_value(value) for number, value in enumerate(row)} for row in frame.iter_rows()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from dwcli.contract import Cursor, IngestedItem
 from dwcli.pipeline.record import Job, RunOptions
 from dwcli.pipeline.replay import Stretch, replay
-from dwcli.warehouse.engine import make_engine
+from dwcli.warehouse.engine import connect
 from tests.pipeline.runs import Source, batches, rows_of, run
 
 
@@ -21,11 +22,7 @@ def again(url: str, lake: Path, stretch: Stretch | None = None, **config: Any) -
     source = Source(lambda cursor: (_ for _ in ()).throw(AssertionError("the source was asked")))
     settings: dict[str, Any] = {"write": "append"} | config
     job = Job("s.p", "s", "s.p", source.connector, "q", "public", "t", lake, protocol="values", **settings)
-    engine = make_engine(url)
-    try:
-        return replay(job, engine, stretch or Stretch(), lambda event: None)
-    finally:
-        engine.dispose()
+    return replay(job, partial(connect, url), stretch or Stretch(), lambda event: None)
 
 
 def table(connection: psycopg.Connection) -> list[Any]:
