@@ -221,16 +221,17 @@ def on_disk(source: Source) -> Iterator[Path]:
         yield source.path
         return
     suffix = PurePosixPath(base_name(source.name)).suffix
-    with room_for(source.name), tempfile.NamedTemporaryFile(prefix="dw-", suffix=suffix) as file:
-        with source.open() as stream:
+    # A folder goes whatever happens; a NamedTemporaryFile stays when its last bytes find no room.
+    with room_for(source.name), tempfile.TemporaryDirectory(prefix="dw-") as folder:
+        path = Path(folder) / f"unpacked{suffix}"
+        with source.open() as stream, path.open("wb") as file:
             while True:
                 with reading(source.name):
                     chunk = stream.read(_CHUNK)
                 if not chunk:
                     break
                 file.write(chunk)
-        file.flush()
-        yield Path(file.name)
+        yield path
 
 
 # -- text -------------------------------------------------------------------------------------------
