@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dwcli.cli import settings as _settings
 from dwcli.cli._globals import SWITCHES, take_globals
-from dwcli.errors import DwError, UsageError
+from dwcli.errors import NO_ROOM, DwError, UsageError
 
 if TYPE_CHECKING:
     import typer
@@ -248,8 +248,18 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:
         _close_pipes()
         return 1
+    except OSError as error:
+        return _fail(_no_room(error)) if error.errno in NO_ROOM else _fail_unexpectedly(error)
     except Exception as error:
         return _fail_unexpectedly(error)
+
+
+def _no_room(error: OSError) -> DwError:
+    return DwError(
+        f"there is no room left for {error.filename or 'what is printed'}",
+        why=error.strerror or "",
+        hint="make room, and run it again",
+    )
 
 
 def _fit_streams() -> None:

@@ -234,3 +234,41 @@ def test_ctrl_c_before_anything_is_imported_ends_with_130(environment):
     )
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [["--help"], ["sources", "--protocols"]])
+def test_output_that_finds_no_room_is_told_and_fails(environment, project, words: list[str]):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dwcli", *words],
+            env=environment,
+            cwd=project,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("dw: there is no room left for what is printed  [DW-ERROR]\n")
+
+
+def test_what_others_do_at_the_end_is_done_and_nothing_printed_is_lost(environment):
+    script = (
+        "import atexit, sys, threading, time\n"
+        "def others():\n"
+        "    import dwcli.cli.home as home\n"
+        "    def late():\n"
+        "        time.sleep(0.1)\n"
+        "        sys.stdout.write('thread ')\n"
+        "    def work():\n"
+        "        sys.stdout.write('printed ')\n"
+        "        atexit.register(sys.stdout.write, 'handler')\n"
+        "        threading.Thread(target=late).start()\n"
+        "    home.home = work\n"
+        "others()\n"
+        "sys.argv = ['dw']\n"
+        "from dwcli._entry import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "printed thread handler", "")
