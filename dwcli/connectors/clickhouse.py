@@ -165,8 +165,8 @@ def connect(config: Config) -> Client:
 def close(client: Client) -> None:
     """Close the connections; a read that is under way ends with ConnectionFailed.
 
-    The shutdown wakes a read that waits. One that never has to wait would not notice it: what a server goes on
-    sending is still received.
+    The shutdown wakes a read that waits. One that never has to wait would not notice it: what a server
+    goes on sending is still received.
     """
     client.closed = True
     for response in [*client.reading]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -253,95 +253,85 @@ def readable(write: str, point: str) -> Case:
     return case
 
 
-def parts(scale: float) -> Iterator[Part]:
-    """Every part at a scale; those that need a small disk only where one can be had."""
-
-    def times(count: float) -> range:
-        return range(max(1, math.ceil(count * scale)))
-
-    def part(name: str, what: str, cases: list[Case], each: int = 1) -> Part:
-        return Part(name, what, cases, len(cases) * each)
-
+def parts() -> Iterator[Part]:
+    """Every part at full size; those that need a small disk only where one can be had."""
+    every_write = (*WRITES, "scd2")
     kills = [
         named(point, write, when, passed)
-        for passed in (1, 1, 1, 1, 2)[: len(times(5))]
+        for passed in (1, 1, 1, 1, 2)
         for point in (POINTS if passed == 1 else PASSED_OFTEN)
-        for write in (*WRITES, "scd2")
+        for write in every_write
         for when in ("first", "again")
     ]
     yield part("kills", "kills at a named place, each followed by a plain run", kills)
-    by_chance = [at_random((*WRITES, "scd2")[n % 4], n % 5 == 0) for n in times(64)]
+    by_chance = [at_random(every_write[n % 4], n % 5 == 0) for n in range(64)]
     yield part("random", "kills at any moment, five before a run may end", by_chance, 5)
-    raced_often: list[Case] = [raced for _ in times(20)]
-    yield part("races", "times three runs of one pipeline were begun at once", raced_often, 10)
-    yield part("commits", "COMMITs whose connection was cut", [cut(WRITES[n % 3]) for n in times(9)], 6)
-    late_runs = [late_commits(("at", "id")[n % 2]) for n in times(10)]
+    yield part("races", "times three runs of one pipeline were begun at once", [raced] * 20, 10)
+    yield part("commits", "COMMITs whose connection was cut", [cut(WRITES[n % 3]) for n in range(9)], 6)
+    late_runs = [late_commits(("at", "id")[n % 2]) for n in range(10)]
     what = f"runs while {late.WRITERS} writers committed late, and then none was missing"
     yield part("late", what, late_runs, late.RUNS)
-    yield part("bits", "flipped bits in Parquet and manifests", [flipped for _ in times(10)], 10)
-    yield from _parts_of_trouble(times, part)
-    sequences: list[Case] = [modelled for _ in times(2000)]
-    yield part("model", "random sequences of changes, runs and kills against a model", sequences)
+    yield part("bits", "flipped bits in Parquet and manifests", [flipped] * 10, 10)
+    yield from _parts_of_trouble()
+    yield part("model", "random sequences of changes, runs and kills against a model", [modelled] * 2000)
 
 
-def _parts_of_trouble(times: Callable[[float], range], part: Callable[..., Part]) -> Iterator[Part]:
+def part(name: str, what: str, cases: list[Case], each: int = 1) -> Part:
+    """A part of which every case has so many tries."""
+    return Part(name, what, cases, len(cases) * each)
+
+
+def _parts_of_trouble() -> Iterator[Part]:
     """The parts in which nothing is killed."""
+    first_and_again = [(write, when) for write in WRITES for when in ("first", "again")]
     signals = [
         signal_at(name, point, write, when)
-        for _ in times(2)
         for point in trouble.SIGNAL_POINTS
         for name in trouble.STOPPED
-        for write in WRITES
-        for when in ("first", "again")
-    ]
+        for write, when in first_and_again
+    ] * 2
     signals += [
         signal_during(name, phase, goes_on)
-        for _ in times(5)
         for phase in trouble.PHASES
         for name in trouble.STOPPED
         for goes_on in (("", "answered", "unheard") if phase == "commit" else ("",))
-    ]
+    ] * 5
     yield part("signals", "runs ended by SIGINT, SIGTERM or SIGHUP, in every phase", signals)
-    at_points = [(point, write, when) for point in POINTS for write in WRITES for when in ("first", "again")]
+    at_points = [(point, write, when) for point in POINTS for write, when in first_and_again]
     during = [(phase, trouble.PHASES[phase], "during") for phase in trouble.PHASES for _ in range(4)]
     every = at_points + during
-    groups = [every[n::12] for n in range(12)][: len(times(12))]
-    yield Part(
-        "restarts",
-        "restarts of the warehouse in the midst of a run",
-        [restarts(group) for group in groups],
-        sum(map(len, groups)),
-    )
+    restarted = [restarts(every[n::12]) for n in range(12)]
+    yield Part("restarts", "restarts of the warehouse in the midst of a run", restarted, len(every))
     if not disks.why_not():
-        yield from _parts_of_disks(times, part)
+        lakes = [full_lake(*one, names) for one in first_and_again for names in (False, True)] * 10
+        yield part("lake", "runs whose lake had no room left", lakes)
+        tables = [full_warehouse(first_and_again)] * 12
+        logs = [full_log(point, write) for point in ("copied", "finished") for write in WRITES] * 2
+        what, tries = "runs whose warehouse had no room left", len(tables) * len(first_and_again) + len(logs)
+        yield Part("warehouse", what, [*tables, *logs], tries)
     modes = ("access share", "share row exclusive", "access exclusive")
     held = [
         others(write, lock, new_column, waits=new_column or lock != modes[0])
-        for _ in times(1)
         for write in WRITES
         for lock in modes
         for new_column in (False, True)
     ]
-    held += [other_lets_go(write, lock) for _ in times(3) for write in WRITES for lock in modes]
-    held += [readable(write, point) for _ in times(3) for write in WRITES for point in ("begin", "copied")]
+    held += [other_lets_go(write, lock) for write in WRITES for lock in modes] * 3
+    held += [readable(write, point) for write in WRITES for point in ("begin", "copied")] * 3
     yield part("held", "runs into a table that others read or had locked", held)
 
 
-def _parts_of_disks(times: Callable[[float], range], part: Callable[..., Part]) -> Iterator[Part]:
-    both = [(write, when) for write in WRITES for when in ("first", "again")]
-    lakes = [
-        full_lake(write, when, names) for _ in times(10) for write, when in both for names in (False, True)
-    ]
-    yield part("lake", "runs whose lake had no room left", lakes)
-    tables: list[Case] = [full_warehouse(both) for _ in times(12)]
-    logs = [full_log(point, write) for _ in times(2) for point in ("copied", "finished") for write in WRITES]
-    what, tries = "runs whose warehouse had no room left", len(tables) * len(both) + len(logs)
-    yield Part("warehouse", what, [*tables, *logs], tries)
+def sized(whole: Part, scale: float) -> Part:
+    """A part of another size: a sample of its cases, always the same, or all of them more than once."""
+    count = max(1, math.ceil(len(whole.cases) * scale))
+    times, rest = divmod(count, len(whole.cases))
+    cases = whole.cases * times + random.Random(0).sample(whole.cases, rest)
+    return replace(whole, cases=cases, tries=math.ceil(whole.tries * count / len(whole.cases)))
 
 
 def main() -> int:
     """Run the parts that are asked for, keep their figures, and say what was wrong."""
-    every = list(parts(1.0))
+    every = list(parts())
     names = [part.name for part in every]
     asked = argparse.ArgumentParser(
         prog="python -m tests.faults",
@@ -369,9 +359,9 @@ def main() -> int:
         forkers: queue.Queue[Forker] = queue.Queue()
         for _ in range(options.jobs):
             forkers.put(stack.enter_context(forker.forker()))
-        for part in parts(options.scale):
+        for part in every:
             if options.part is None or part.name in options.part:
-                found = _measure(part, server, forkers, options)
+                found = _measure(sized(part, options.scale), server, forkers, options)
                 wrong |= found.wrong > 0
                 print(f"  {figures.keep(part.name, found, names)}", flush=True)
     if options.scale >= 1:
