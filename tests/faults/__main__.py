@@ -15,6 +15,7 @@ import math
 import queue
 import random
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -353,6 +354,7 @@ def main() -> int:
         return 0
     if reason := disks.why_not():
         print(f"no disk is filled: {reason}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # servers and folders go with us
     wrong = False
     with project_folder() as project, ExitStack() as stack:
         server = embedded.url(embedded.start(project / ".dw" / "postgres"), database="postgres")
