@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST ?= $(BIN)/pytest -n auto --dist loadfile
 # Pages that are written from the code, between their [[[cog]]] marks.
 COG    := $(BIN)/cog -n utf-8 -I docs
-PAGES  := README.md docs/reference/*.md docs/connectors/*.md
+PAGES  := README.md docs/reliability.md docs/reference/*.md docs/connectors/*.md
 LAKE   ?= ./lake
 ROWS   ?= 1000000
 ROUNDS ?= 3
@@ -55,8 +55,8 @@ $(VENV)/.servers: requirements/servers.txt $(READY)
 test: $(READY)  ## run the tests
 	$(PYTEST)
 
-faults: $(READY)  ## kill, race, cut off and damage runs at full size; the figures go to docs/reliability.md
-	$(BIN)/python -m tests.faults
+faults: $(READY)  ## kill, race, cut off and damage runs at full size (PART=kills for one part, PART=list)
+	$(BIN)/python -m tests.faults $(addprefix --part ,$(PART))
 
 check: $(READY)  ## format, lint, types, room boundaries, generated docs
 	$(BIN)/ruff format --check .

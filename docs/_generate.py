@@ -5,10 +5,12 @@ Each function returns Markdown. A page without its marks' text up to date fails 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from dwcli import connectors
 from dwcli.render.sources import tried_against
 
 PAGES = Path(__file__).parent / "connectors"
+#: What `make faults` found, part by part.
+RELIABILITY = Path(__file__).parent / "_reliability.json"
 
 
 def commands() -> str:
@@ -36,6 +40,19 @@ def documents() -> str:
     from dwcli.cli._json import markdown
 
     return markdown()
+
+
+def reliability() -> str:
+    """What each part of the fault tests came to, with the bound that so many tries without a fault allow."""
+    head = ("What was done", "How often", "Wrong", "With 95 % certainty below", "Last done")
+    table: list[Sequence[str]] = [head]
+    for part in json.loads(RELIABILITY.read_text("utf-8")).values():
+        hits, wrong = part["hits"], part["wrong"]
+        bound = f"1 in {hits // 3:,}" if hits >= 3 and not wrong else ""
+        often = f"{hits:,}" if part["scale"] >= 1 else f"{hits:,} (scale {part['scale']:g})"
+        table.append((part["what"], often, str(wrong), bound, part["date"]))
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def help_of(words: list[str]) -> str:

@@ -17,9 +17,12 @@ import pytest
 
 from dwcli.warehouse import connect, embedded
 
-# Under nohup SIGHUP is ignored, and stays so in every dw that a test starts: none of them would end by it.
+# Under nohup SIGHUP is ignored, and SIGINT in the background of a shell, and both stay so in every dw that a
+# test starts: none of them would end by it.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -122,11 +122,12 @@ class Config(ConnectorConfig):
 
 @dataclass
 class Client:
-    """The driver's client, and the responses that are being read."""
+    """The driver's client, the responses that are being read, and whether that is to end."""
 
     config: Config
     server: Any
     reading: list[Any] = field(default_factory=list)
+    closed: bool = False
 
 
 def connect(config: Config) -> Client:
@@ -162,7 +163,12 @@ def connect(config: Config) -> Client:
 
 
 def close(client: Client) -> None:
-    """Close the connections; a read that is under way ends with ConnectionFailed."""
+    """Close the connections; a read that is under way ends with ConnectionFailed.
+
+    The shutdown wakes a read that waits. One that never has to wait would not notice it: what a server
+    goes on sending is still received.
+    """
+    client.closed = True
     for response in [*client.reading]:
         with contextlib.suppress(Exception):
             response.shutdown()
@@ -415,7 +421,7 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
         settings = _settings(client, source.columns)
         response = client.server.raw_stream(sql, settings=settings, fmt="ArrowStream")
     client.reading.append(response)
-    watched = _Watched(response)
+    watched = _Watched(client, response)
     columns = [(c.name, postgres_type(c.kind), c.kind) for c in source.columns]
     try:
         with _errors(config, query):
@@ -440,8 +446,8 @@ class _Watched(io.RawIOBase):
 
     KEPT = 32 * 1024
 
-    def __init__(self, response: Any) -> None:
-        self.response = response
+    def __init__(self, client: Client, response: Any) -> None:
+        self.client, self.response = client, response
         self.tail = b""
 
     def readable(self) -> bool:
@@ -449,6 +455,8 @@ class _Watched(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes, less only at the end."""
+        if self.client.closed:
+            raise OSError("the connection was closed")
         data: bytes = self.response.read(size if size >= 0 else None)
         self.tail = data[-self.KEPT :] if len(data) >= self.KEPT else (self.tail + data)[-self.KEPT :]
         return data

@@ -283,6 +283,7 @@ def _load_and_commit(run: Run, data: psycopg.Connection) -> None:
             pump(run, result, load, partial(close, connector))
             crashpoints.reached("copied")
             state = settle_cursor(run, load, state, cursor)
+            _tell_of_lost_place(run, connector, cursor)
             note_deletions(run, connector, load)
             if job.write == "replace":
                 refuse_shrinking(run, load.rows, load.deleted, load.deleted - load.rows)
@@ -298,6 +299,22 @@ def _load_and_commit(run: Run, data: psycopg.Connection) -> None:
     if job.keep is not None:
         with contextlib.suppress(OSError, LakeError):  # the next run tries again
             forget(folder, job.lake, loaded_snapshots(data, job.pipeline), job.keep)
+
+
+def _tell_of_lost_place(run: Run, connector: Connector, cursor: Cursor) -> None:
+    """A read begins with the row at which the last one ended: where that is gone too, say what it may mean.
+
+    Only a source that knows its columns is known to have looked at every row from there on.
+    """
+    if run.rows_read or cursor.start is None or cursor.end is not None or cursor.position is not None:
+        return
+    with contextlib.suppress(DwError):
+        if any(column.name == cursor.column for column in connector.describe(run.job.query).columns):
+            text = (
+                f"the source has no row from {cursor.column} {cursor.start} on, where the last run ended:"
+                f" if it was restored or made anew, read all of it: dw run {run.job.pipeline} --full-refresh"
+            )
+            run.emit(Notice(run.job.pipeline, text))
 
 
 def lake_folder(run: Run) -> Path:

@@ -160,7 +160,8 @@ def _temporary(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path`, durably, when the block ends well; else it is removed."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _private_folder(path.parent)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))  # whatever the umask is
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -171,6 +172,12 @@ def _temporary(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _private_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, which `parents` would make as the umask says."""
+    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+        missing.mkdir(exist_ok=True, mode=0o700)
 
 
 def _lake_error(path: Path, error: OSError | pl.exceptions.PolarsError) -> LakeError:
@@ -265,8 +272,8 @@ def open_snapshot(folder: Path, stem: str) -> Path:
     """Mark that a run begins to write files named `<stem>_<n>.parquet`. Returns the marker's path."""
     marker = folder / f"{stem}{OPEN}"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        marker.touch()
+        _private_folder(folder)
+        marker.touch(0o600)
     except OSError as error:
         raise _lake_error(marker, error) from error
     return marker

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+import urllib3
 
 from dwcli.connectors import create_connector
 from dwcli.contract import Cursor
@@ -321,6 +322,17 @@ def test_closing_the_connector_ends_a_read(server, source):
     with pytest.raises(ConnectionFailed) as caught:
         list(items)
     assert caught.value.layer == "lost"
+
+
+def test_closing_ends_a_read_that_never_waits_for_the_server(server, source, monkeypatch):
+    """Bytes that come after a shutdown are received all the same, so the read has to look for itself."""
+    monkeypatch.setattr(urllib3.HTTPResponse, "shutdown", lambda response: None)
+    connector = source(batch_bytes=64 * 1024)
+    items = connector.fetch_data("SELECT number, repeat('x', 100) FROM numbers(10000000)").items
+    next(items)
+    connector.close()
+    with pytest.raises(ConnectionFailed, match="broke while reading"):
+        list(items)
 
 
 def test_discover_tells_keys_cursors_and_sizes(server, source):

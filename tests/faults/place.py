@@ -1,7 +1,8 @@
 """A project whose source changes and whose runs die, and what must be true of it at every moment.
 
 The source is a SQLite file. For every write disposition a run that ends well makes the table equal to it:
-rows are only added for `append`, added and changed for `merge`, added, changed and deleted for `replace`.
+rows are only added for `append`, added and changed for `merge` and `scd2` (of which the current versions are
+compared), added, changed and deleted for `replace`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import random
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,15 +137,29 @@ def table_rows(place: Place, session: psycopg.Connection) -> list[Row] | None:
         "to_char(at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')" if name == "at" else name
         for name in (name if name in there else "null" for name in place.columns)
     ]
-    rows: list[Row] = session.execute(f"select {', '.join(spelled)} from orders order by id").fetchall()
+    query = f"select {', '.join(spelled)} from {visible(place)} order by id"
+    rows: list[Row] = session.execute(query.encode()).fetchall()
     return rows
 
 
-def wrong_after_kill(place: Place, before: list[Row] | None, session: psycopg.Connection) -> list[str]:
-    """What is not as it must be right after a run was killed, whatever it was doing."""
+def visible(place: Place) -> str:
+    """What is compared with the source, as a FROM clause."""
+    return "orders where _is_current" if place.write == "scd2" else "orders"
+
+
+def wrong_after_kill(
+    place: Place,
+    before: list[Row] | None,
+    session: psycopg.Connection,
+    between: Sequence[list[Row]] = (),
+) -> list[str]:
+    """What is not as it must be right after a run was killed, whatever it was doing.
+
+    between: what the source held when runs were killed whose snapshot this one may have finished.
+    """
     found = []
     table = table_rows(place, session)
-    if table not in (before, source_rows(place)) and not (table == [] and before is None):
+    if table not in (before, *between, source_rows(place)) and not (table == [] and before is None):
         found.append(f"half a run is visible: {len(table or [])} rows, {len(before or [])} before")
     waited = wait_for_lock(session)
     if waited > LOCK_SECONDS:
@@ -181,6 +197,7 @@ def wrong_when_whole(place: Place, session: psycopg.Connection) -> list[str]:
     left = [str(path.relative_to(lake)) for path in lake.rglob("*") if path.suffix in (".tmp", ".open")]
     if left:
         found.append(f"left in the lake: {left}")
+    found += _wrong_versions(session) if place.write == "scd2" else []
     manifests = {str(path.relative_to(lake)) for path in lake.rglob("*.manifest.json")}
     receipts = {snapshot for (snapshot,) in session.execute("select snapshot from etl_load").fetchall()}
     if not manifests <= receipts:
@@ -200,6 +217,24 @@ def wrong_when_whole(place: Place, session: psycopg.Connection) -> list[str]:
     if counted != (0,):
         found.append(f"{counted} receipts and audit rows differ")
     return found
+
+
+def _wrong_versions(session: psycopg.Connection) -> list[str]:
+    """What no history may have, each with its count."""
+    what = ("overlap", "are the same as the one before", "are current and closed, or open and not current")
+    counts = session.execute(_VERSIONS).fetchone() or ()
+    return [f"{count} versions {text}" for text, count in zip(what, counts, strict=True) if count]
+
+
+_VERSIONS = """
+    select count(*) filter (where before._valid_to is null or before._valid_to > after._valid_from),
+           count(*) filter (where before.at = after.at and before.cents = after.cents
+                                  and before.note is not distinct from after.note),
+           (select count(*) from orders where (_valid_to is null) is distinct from _is_current)
+    from (select *, row_number() over (partition by id order by _valid_from) as number from orders) before
+    join (select *, row_number() over (partition by id order by _valid_from) as number from orders) after
+      on before.id = after.id and before.number + 1 = after.number
+"""
 
 
 def age_lake(place: Place) -> None:

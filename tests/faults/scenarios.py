@@ -13,15 +13,17 @@ from pathlib import Path
 
 import psycopg
 
-from dwcli.crashpoints import POINTS
 from tests.faults import forker
 from tests.faults.forker import ROOT, Forker
+from tests.faults.meanwhile import looking
 from tests.faults.place import (
     Place,
+    Row,
     age_lake,
     change,
     source_rows,
     table_rows,
+    visible,
     wait_for_lock,
     wrong_after_kill,
     wrong_when_whole,
@@ -64,15 +66,19 @@ def random_kills(run: Forker, place: Place, kills: int, seconds: float, real: bo
     real: each run is a new interpreter, so that its start is killed too.
     """
     chance, wrong, killed = place.chance, [], 0
+    read: list[list[Row]] = []  # what runs that were killed have read: the next one may finish it first
     with psycopg.connect(place.url, autocommit=True) as session:
         for _ in range(kills):
             change(place, new_column=chance.random() < 0.3)
             before = table_rows(place, session)
-            with _watched(place, {len(before or []), len(source_rows(place))}) as seen:
+            read = [[row + (None,) * (len(place.columns) - len(row)) for row in rows] for rows in read]
+            whole_runs = [before or [], *read, source_rows(place)]
+            with _watched(place, {len(rows) for rows in whole_runs}) as seen:
                 code = _killed_after(run, place, chance.random() * seconds, real)
             killed += code == -signal.SIGKILL
             wrong += [f"a reader saw {count} rows" for count in seen]
-            wrong += wrong_after_kill(place, before, session)
+            wrong += wrong_after_kill(place, before, session, read)
+            read.append(whole_runs[-1])
         wrong += whole(run, place, session, "after")
     return killed, wrong
 
@@ -114,24 +120,16 @@ def _kill(pid: int) -> None:
 def _watched(place: Place, allowed: set[int]) -> Iterator[set[int]]:
     """Count the rows again and again meanwhile; what is not allowed is gathered."""
     seen: set[int] = set()
-    stop = threading.Event()
 
-    def look() -> None:
-        with psycopg.connect(place.url, autocommit=True) as session:
-            while not stop.wait(0.005):
-                if session.execute("select to_regclass('public.orders')").fetchone() != (None,):
-                    row = session.execute("select count(*) from orders").fetchone()
-                    assert row is not None
-                    seen.add(row[0])
+    def look(session: psycopg.Connection) -> None:
+        if session.execute("select to_regclass('public.orders')").fetchone() != (None,):
+            row = session.execute(f"select count(*) from {visible(place)}".encode()).fetchone()
+            assert row is not None
+            seen.add(row[0])
 
-    watching = threading.Thread(target=look)
-    watching.start()
-    try:
+    with looking(place.url, look, pause=0.005):
         yield seen
-    finally:
-        stop.set()
-        watching.join()
-        seen -= allowed
+    seen -= allowed
 
 
 def race(run: Forker, place: Place, runners: int) -> list[str]:
@@ -218,11 +216,3 @@ def _flip_back(path: Path, flip: tuple[int, int]) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= bit
     path.write_bytes(content)
-
-
-def cases() -> Iterator[tuple[str, str, str, int]]:
-    """(place, write, first or again, how often it is passed before) of the named kills."""
-    for when in ("first", "again"):
-        for write in ("append", "replace", "merge"):
-            for point in POINTS:
-                yield point, write, when, 1

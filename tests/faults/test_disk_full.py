@@ -6,11 +6,9 @@ import gzip
 import json
 import shutil
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +19,7 @@ from tests.conftest import project_folder
 from tests.faults import disks, forker
 from tests.faults.disks import fill, fill_names, small_disk
 from tests.faults.forker import Forker
+from tests.faults.meanwhile import answering
 from tests.faults.place import Place, make_place, source_rows
 from tests.faults.trouble import (
     Home,
@@ -160,28 +159,3 @@ def test_no_room_for_a_large_answer(warehouse_url: str, tmp_path: Path) -> None:
             "pipelines:\n  orders: {query: /orders, write: replace, columns: {at: timestamptz}}\n"
         )
         assert temporary_full(place, config, tmp_path / "scratch", 80 * KB) == (True, [])
-
-
-@contextmanager
-def answering(body: bytes) -> Iterator[str]:
-    """A server that gives one answer to everything."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()

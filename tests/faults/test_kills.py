@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -17,7 +18,15 @@ from dwcli.pipeline.record import RunOptions
 from dwcli.project import load_project, select
 from tests.faults import forker
 from tests.faults.forker import Forker
-from tests.faults.place import WRITES, make_place, wrong_after_kill, wrong_when_whole
+from tests.faults.place import (
+    WRITES,
+    change,
+    make_place,
+    source_rows,
+    table_rows,
+    wrong_after_kill,
+    wrong_when_whole,
+)
 from tests.faults.proxy import proxied
 from tests.faults.scenarios import (
     RUN,
@@ -27,6 +36,7 @@ from tests.faults.scenarios import (
     named_kill,
     race,
     random_kills,
+    whole,
 )
 
 
@@ -54,6 +64,24 @@ def test_killed_at_any_moment(run: Forker, warehouse_url: str, tmp_path: Path, w
     place = make_place(tmp_path / "shop", warehouse_url, write, 2)
     _, wrong = random_kills(run, place, 4, 0.4, real=False)
     assert wrong == []
+
+
+def test_killed_when_it_had_finished_another_and_not_yet_itself(
+    run: Forker, warehouse_url: str, tmp_path: Path
+) -> None:
+    """The table then holds what the first of the two has read: a whole run, and not the last one."""
+    place = make_place(tmp_path / "shop", warehouse_url, "merge", 2)
+    assert forker.run(run, place.root, *RUN).code == 0
+    change(place, new_column=False)
+    read = source_rows(place)
+    assert forker.run(run, place.root, *RUN, crash="commit").code == -signal.SIGKILL
+    change(place, new_column=False)
+    with psycopg.connect(warehouse_url, autocommit=True) as session:
+        before = table_rows(place, session)
+        assert forker.run(run, place.root, *RUN, crash="fetch").code == -signal.SIGKILL
+        assert wrong_after_kill(place, before, session, [read]) == []
+        assert table_rows(place, session) == read
+        assert whole(run, place, session, "after") == []
 
 
 def test_begun_several_times_at_once(run: Forker, warehouse_url: str, tmp_path: Path) -> None:

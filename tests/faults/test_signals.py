@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psycopg
@@ -18,6 +14,7 @@ import pytest
 
 from tests.faults import forker
 from tests.faults.forker import Forker
+from tests.faults.meanwhile import never_answering
 from tests.faults.place import WRITES, make_place
 from tests.faults.trouble import PHASES, SIGNAL_POINTS, STOPPED, signalled, signalled_while_waiting
 
@@ -49,12 +46,12 @@ def test_a_signal_while_the_server_is_at_a_statement(
     assert signalled_while_waiting(run, place, name, phase) == (True, [])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "goes_on"), [*((n, "answered") for n in NAMES), ("TERM", "unheard")])
 def test_a_signal_at_a_commit_that_happens_all_the_same_is_no_failure(
-    run: Forker, warehouse_url: str, tmp_path: Path, name: str
+    run: Forker, warehouse_url: str, tmp_path: Path, name: str, goes_on: str
 ) -> None:
     place = make_place(tmp_path / "shop", warehouse_url, "merge", 3)
-    assert signalled_while_waiting(run, place, name, "commit", goes_on=True) == (True, [])
+    assert signalled_while_waiting(run, place, name, "commit", goes_on) == (True, [])
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM"])
@@ -85,33 +82,3 @@ def test_a_signal_ends_runs_side_by_side_that_wait_for_their_source(
     with psycopg.connect(warehouse_url) as session:
         audited = session.execute("select status, error_code from etl_audit_log").fetchall()
     assert audited == [("failure", "DW-STOPPED")] * 2
-
-
-@contextmanager
-def never_answering() -> Iterator[tuple[str, queue.Queue[str]]]:
-    """A server that begins to answer, and says no more: its address, and what it was asked."""
-    asked: queue.Queue[str] = queue.Queue()
-    over = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"[")
-            asked.put(self.path)
-            over.wait()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        finally:
-            over.set()
-            server.shutdown()
-            thread.join()

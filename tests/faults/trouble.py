@@ -12,7 +12,6 @@ import os
 import secrets
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from dwcli.warehouse import embedded
 from tests.faults import forker
 from tests.faults.disks import BALLAST, fill, make_room, small_disk
 from tests.faults.forker import Ended, Forker
+from tests.faults.meanwhile import looking
 from tests.faults.place import (
     Place,
     Row,
@@ -125,38 +125,42 @@ def signalled(run: Forker, place: Place, name: str, point: str, again: bool) -> 
 
 
 def signalled_while_waiting(
-    run: Forker, place: Place, name: str, phase: str, goes_on: bool = False
+    run: Forker, place: Place, name: str, phase: str, goes_on: str = ""
 ) -> tuple[bool, list[str]]:
     """Send a signal to a run while the server is at a statement: copy, merge or commit.
 
-    goes_on: the server does not notice that its client has gone, and is done with the statement after that.
+    goes_on: the server is done with the statement all the same. `answered`: while psycopg, which has asked it
+    to cancel the statement, still waits for what comes of that; `unheard`: when the run has hung up, and asks
+    in another session what came of its COMMIT.
     """
     with psycopg.connect(place.url, autocommit=True) as session:
         before, wrong = _begin(run, place, session, again=True)
-        with _gate(place, phase, deaf=goes_on) as open_gate:
+        with _gate(place, phase, deaf=bool(goes_on)) as open_gate:
             output = place.root / "output.txt"
             pid = forker.start(run, place.root, RUN, "", output)
             _await_at_gate(session)
             (now,) = session.execute("select clock_timestamp()::text").fetchone() or ("",)
             os.kill(pid, getattr(signal, f"SIG{name}"))
-            if goes_on and name != "INT":  # which makes psycopg end the statement itself
-                _await(session, _asked_or_writing(now))
+            if goes_on:
+                _await(session, "select is_called from gate_cancelled")
+            if goes_on == "unheard":  # it asks again and again, for as long as its first session lives
+                _await(session, _asked(now))
             if goes_on:
                 open_gate()
             ended = forker.ended(run, {pid: output})[pid]
         if ended.code != STOPPED[name]:
             wrong.append(f"{name} during {phase}: exit {ended.code}")
+        if goes_on and result_of(ended).get("status") != "success":
+            wrong.append(f"the COMMIT has happened, and the run says: {ended.output[-1500:]}")
         wrong += wrong_after_failure(place, before, session, ended, ("DW-STOPPED",))
         return True, wrong + whole(run, place, session, "after")
 
 
-def _asked_or_writing(since: str) -> str:
-    """A run that has hung up has a new session, to ask what came of its COMMIT, or waits to write of it."""
+def _asked(since: str) -> str:
+    """Whether a run has a new session just now."""
     return (
         "select exists (select from pg_stat_activity where datname = current_database()"
         f" and application_name = 'dw' and backend_start > '{since}')"
-        " or exists (select from pg_locks where locktype = 'transactionid' and not granted"
-        " and pid in (select pid from pg_stat_activity where datname = current_database()))"
     )
 
 
@@ -173,18 +177,28 @@ def _begin(
 
 @contextlib.contextmanager
 def _gate(place: Place, phase: str, deaf: bool = False) -> Iterator[Callable[[], None]]:
-    """Make the server wait in a run's COPY, merge or COMMIT until the function that this yields is called."""
+    """Make the server wait in a run's COPY, merge or COMMIT until the function that this yields is called.
+
+    deaf: it goes on waiting when it is asked to cancel, and does not look whether its client is still there.
+    """
     table = "etl_load" if phase == "commit" else "orders"
     kind = (
         "create constraint trigger gate after insert on etl_load deferrable initially deferred"
         if phase == "commit"
         else "create trigger gate before insert on orders"
     )
+    wait = f"perform pg_advisory_xact_lock_shared({GATE});"
+    if deaf:
+        wait = (
+            f"loop begin {wait} return new;"
+            " exception when query_canceled then perform nextval('gate_cancelled'); end; end loop;"
+        )
     with contextlib.closing(psycopg.connect(place.url, autocommit=True)) as keeper:
+        keeper.execute("create sequence if not exists gate_cancelled")
         keeper.execute(
             "create or replace function gate() returns trigger language plpgsql set lock_timeout = 0"
             f" set client_connection_check_interval = {0 if deaf else 1000}"
-            f" as $$ begin perform pg_advisory_xact_lock_shared({GATE}); return new; end $$"
+            f" as $$ begin {wait} return new; end $$".encode()
         )
         keeper.execute(f"{kind} for each row execute function gate()".encode())
         keeper.execute(f"select pg_advisory_lock({GATE})".encode())
@@ -451,22 +465,14 @@ def held(url: str, lock: str) -> Iterator[psycopg.Connection]:
 def reading(url: str) -> Iterator[list[float]]:
     """Read the table again and again meanwhile; how long each look took."""
     taken: list[float] = []
-    stop = threading.Event()
 
-    def look() -> None:
-        with psycopg.connect(url, autocommit=True) as session:
-            while not stop.wait(0.02):
-                began = time.monotonic()
-                session.execute("select count(*) from orders")
-                taken.append(time.monotonic() - began)
+    def look(session: psycopg.Connection) -> None:
+        began = time.monotonic()
+        session.execute("select count(*) from orders")
+        taken.append(time.monotonic() - began)
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with looking(url, look, pause=0.02):
         yield taken
-    finally:
-        stop.set()
-        thread.join()
 
 
 def held_by_another(run: Forker, place: Place, lock: str, new_column: bool, waits: bool) -> list[str]:
