@@ -8,29 +8,16 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from benchmarks.families import streams
+from benchmarks.families.rows import COLUMNS, NAME, PAGE_ROWS, Filled, row
 from benchmarks.measure import free_port, wait_for_port
-
-#: Of everything that is made on a server; two may measure at the same time.
-NAME = f"dw_bench_{os.getpid()}"
-COLUMNS = ("id", "name", "total", "at", "note")
-PAGE_ROWS = 1000
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A source with the rows in it: what `dw` and the plain script are told about it."""
-
-    config: Mapping[str, object]
-    query: str
-    variables: Mapping[str, str] = field(default_factory=dict)
-    cursor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,22 +25,8 @@ class Family:
     title: str
     protocol: str
     fill: Callable[[int, Path], AbstractContextManager[Filled]]
-
-
-def row(number: int) -> dict[str, object]:
-    """A row by its number, from 1: some 120 bytes of text."""
-    return {
-        "id": number,
-        "name": f"customer {number % 9973}",
-        "total": f"{number * 37 % 1_000_000 / 100:.2f}",
-        "at": f"2024-{number % 12 + 1:02}-{number % 28 + 1:02}T{number % 24:02}:{number % 60:02}:00+00:00",
-        "note": "a note as long as people write them, " * 2,
-    }
-
-
-def total(rows: int) -> float:
-    """What `total` comes to, for the comparison at the end."""
-    return sum(number * 37 % 1_000_000 for number in range(1, rows + 1)) / 100
+    #: rows that one run can read
+    most: int | None = None
 
 
 @contextlib.contextmanager
@@ -156,30 +129,14 @@ def mongodb(rows: int, folder: Path) -> Iterator[Filled]:
         server.wait()
 
 
-@contextlib.contextmanager
-def redis_stream(rows: int, folder: Path) -> Iterator[Filled]:
-    import redis
-
-    url = os.environ.get("BENCH_REDIS", "redis://127.0.0.1:6379")
-    parts = urlsplit(url)
-    with contextlib.closing(redis.Redis.from_url(url)) as client:
-        client.delete(NAME)
-        try:
-            for first in range(1, rows + 1, PAGE_ROWS):
-                pipe = client.pipeline(transaction=False)
-                for number in range(first, min(first + PAGE_ROWS, rows + 1)):
-                    pipe.xadd(NAME, row(number))
-                pipe.execute()
-            config = {"host": parts.hostname, "port": parts.port or 6379}
-            yield Filled(config, NAME, {"REDIS_URL": url, "REDIS_STREAM": NAME})
-        finally:
-            client.delete(NAME)
-
-
 FAMILIES = {
     "sql": Family("SQL", "mysql", mysql),
     "files": Family("files", "files", csv_file),
     "http": Family("HTTP", "http", http_pages),
     "documents": Family("documents", "mongodb", mongodb),
-    "streams": Family("streams", "redis", redis_stream),
+    "kafka": Family("streams", "kafka", streams.kafka),
+    "amqp": Family("streams", "amqp", streams.amqp),
+    "nats": Family("streams", "nats", streams.nats),
+    "mqtt": Family("streams", "mqtt", streams.mqtt, streams.MQTT_MOST),
+    "redis": Family("streams", "redis", streams.redis),
 }

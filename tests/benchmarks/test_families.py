@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.families.sources import COLUMNS, FAMILIES, row, total
+from benchmarks.families.rows import COLUMNS, row, total
+from benchmarks.families.sources import FAMILIES
 from dwcli import connectors
 from tests.services import POSTGRES_URL, required
 
