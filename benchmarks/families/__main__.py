@@ -143,7 +143,8 @@ def page(results: dict[str, Result], rows: int, rounds: int) -> str:
         f" {streams.MQTT_MOST:,} messages, and nothing tells the last: both wait for"
         f" {streams.QUIET_SECONDS:g} s more.",
         "",
-        "| family | source | dw rows/s | CPU s | MB | plain script | rows/s | CPU s | MB | dw ÷ plain | all rows |",
+        "| family | source | dw rows/s | CPU s | MB |"
+        " plain script | rows/s | CPU s | MB | dw ÷ plain | all rows |",
         "|---|---|--:|--:|--:|---|--:|--:|--:|--:|---|",
     ]
     for name, result in results.items():
@@ -155,7 +156,8 @@ def page(results: dict[str, Result], rows: int, rounds: int) -> str:
         title = (PLAIN / f"read_{name}.py").read_text("utf-8").split("\n", 1)[0].lstrip("# ")
         lines.append(
             f"{head} {result.rows / ours.wall:,.0f} | {ours.cpu:.1f} | {ours.peak:.0f} | {title} |"
-            f" {result.rows / plain.wall:,.0f} | {plain.cpu:.1f} | {plain.peak:.0f} | {plain.wall / ours.wall:.2f} | {'yes' if result.exact else 'NO'} |"
+            f" {result.rows / plain.wall:,.0f} | {plain.cpu:.1f} | {plain.peak:.0f} |"
+            f" {plain.wall / ours.wall:.2f} | {'yes' if result.exact else 'NO'} |"
         )
     return "\n".join(lines) + "\n"
 

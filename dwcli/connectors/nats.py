@@ -20,6 +20,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -395,6 +396,10 @@ class _Reading:
     consumer: str = ""
     inbox: str = ""
     messages: Any = None
+    #: what the server has answered to the last request, and whether that is all
+    arrived: list[Any] = field(default_factory=list)
+    awaited: int = 0
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
     #: messages that are still to come, up to `end`
     remaining: int = 0
     #: the consumer's own count of what it has given, and when it was last asked (monotonic seconds)
@@ -477,7 +482,7 @@ async def _subscribe(reading: _Reading) -> None:
     reading.consumer, reading.given, reading.asked = told.name, 0, time.monotonic()
     if reading.messages is None:
         reading.inbox = client.server.new_inbox()
-        reading.messages = await client.server.subscribe(reading.inbox)
+        reading.messages = await client.server.subscribe(reading.inbox, cb=partial(_arrived, reading))
 
 
 async def _durable(reading: _Reading, manager: Any) -> Any:
@@ -627,20 +632,36 @@ async def _request(reading: _Reading, limits: Mapping[str, int]) -> tuple[list[A
     if not server.is_connected:
         raise nats.errors.ConnectionClosedError
     address = f"$JS.API.CONSUMER.MSG.NEXT.{reading.stream}.{reading.consumer}"
+    reading.complete.clear()
+    reading.arrived, reading.awaited, so_far = [], limits["batch"], 0
     await server.publish(address, json.dumps({**limits, "no_wait": True}).encode(), reply=reading.inbox)
-    found: list[Any] = []
-    while len(found) < limits["batch"]:
-        try:
-            message = await reading.messages.next_msg(timeout=REQUEST_SECONDS / 3)
-        except nats.errors.TimeoutError:
-            if not server.is_connected:
-                raise nats.errors.ConnectionClosedError from None
+    while not await _all_arrived(reading):
+        if not server.is_connected:
+            raise nats.errors.ConnectionClosedError
+        if len(reading.arrived) == so_far:
             break
-        status = (message.headers or {}).get("Status", "") if not message.data else ""
-        if status:
-            return found, str(status)
-        found.append(message)
-    return found, ""
+        so_far = len(reading.arrived)
+    found, reading.arrived = reading.arrived, []
+    status = _status(found[-1]) if found else ""
+    return (found[:-1], status) if status else (found, "")
+
+
+async def _all_arrived(reading: _Reading) -> bool:
+    with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+        await asyncio.wait_for(reading.complete.wait(), REQUEST_SECONDS / 3)
+    return reading.complete.is_set()
+
+
+async def _arrived(reading: _Reading, message: Any) -> None:
+    """Note one answer. The driver's way to wait for each by itself takes several times as long."""
+    reading.arrived.append(message)
+    if len(reading.arrived) >= reading.awaited or _status(message):
+        reading.complete.set()
+
+
+def _status(message: Any) -> str:
+    """What the server says in place of a message, "" for a message."""
+    return "" if message.data else str((message.headers or {}).get("Status", ""))
 
 
 # -- acknowledging --------------------------------------------------------------------------------------

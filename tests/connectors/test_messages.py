@@ -233,3 +233,44 @@ def test_silence_before_a_known_end_is_a_lost_connection(monkeypatch):
     with pytest.raises(ConnectionFailed) as caught:
         list(read_messages(shape(), fields, fetch, position, 65536))
     assert caught.value.layer == "lost"
+
+
+ALIKE = [b'{"n": 1, "s": "a", "t": "2024-02-29T10:00:00Z", "x": null}', b'{"s": "b"}', None, b'{"n": 2.50}']
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        [],
+        [b'{"n": 3, "s": null, "t": "2024-03-01T10:00:00Z"}'],
+        [b'{"n": 1e3, "s": "\\u00e9\\n\\"", "x": {"a": [1]}}'],
+        [b'{"s": 7}'],
+        [b'{"new": 1}'],
+        [b'{"t": "tomorrow"}'],
+        [b'{"s": "e1234"}', b'{"s": "\\ud800"}'],
+        [b'{"n": 1e999999}'],
+        [b'{"s": "\xff"}'],
+        [b"[1]", b"no json", b'{"s": "a", "s": "b"}'],
+        [b'{"n": -0, "x": "' + b"1" * 20_000 + b'"}'],
+    ],
+)
+def test_objects_like_those_before_are_read_the_same_in_one_piece(later):
+    one, other = shape(), shape()
+    for values in (ALIKE, [*ALIKE, *later], ALIKE, later[::-1], [*later, *ALIKE]):
+        quick = _messages.decode_json(one, values)
+        plain = _messages._decode_any(other, values)
+        assert quick.changed == plain.changed and one.kinds == other.kinds
+        for name, column in plain.columns.items():
+            assert quick.columns[name].dtype == column.dtype
+            assert quick.columns[name].to_list() == column.to_list()
+            assert quick.types.get(name) == plain.types.get(name)
+        for name in quick.columns.keys() - plain.columns.keys():
+            assert quick.columns[name].null_count() == len(values)
+
+
+def test_objects_like_those_before_are_read_by_their_form():
+    one = shape()
+    assert _messages._decode_alike(one, ALIKE) is None
+    _messages.decode_json(one, ALIKE)
+    assert _messages._decode_alike(one, ALIKE) is not None
+    assert _messages._decode_alike(one, [b'{"s": 1}']) is None

@@ -338,10 +338,23 @@ def type_values(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
     if forms == {"boolean"} and so_far in ("", "boolean"):
         return type_texts(_texts(values), so_far)
     if forms == {"string"} and so_far in ("", "date", "zoned"):
-        texts = _texts(values)
-        typed, kind = type_texts(texts, so_far)
-        return (typed, kind) if kind in ("date", "zoned") else (texts, "text")
+        return _type_strings(_texts(values), so_far)
     return _texts(values), "text"
+
+
+def type_strings(values: list[str | None], so_far: Kind) -> tuple[pa.Array, Kind]:
+    """The same for strings that are decoded already, in a column that has held nothing else."""
+    import pyarrow as pa
+
+    texts = pa.array(values, pa.string())
+    if texts.null_count == len(texts):
+        return pa.nulls(len(values), arrow_type(so_far)), so_far
+    return _type_strings(texts, so_far) if so_far in ("", "date", "zoned") else (texts, "text")
+
+
+def _type_strings(texts: pa.Array, so_far: Kind) -> tuple[pa.Array, Kind]:
+    typed, kind = type_texts(texts, so_far)
+    return (typed, kind) if kind in ("date", "zoned") else (texts, "text")
 
 
 _FORMS = {ord("n"): "null", ord("t"): "boolean", ord("f"): "boolean", ord('"'): "string"}
