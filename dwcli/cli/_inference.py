@@ -104,6 +104,11 @@ def write_for(resource: Resource, key: Collection[str], cursor: str | None) -> s
     return "append" if resource.kind in ONCE else "replace"
 
 
+def without_value(columns: Collection[str], rows: Collection[Mapping[str, Any]]) -> list[str]:
+    """Those of the columns that are NULL in some row: no part of a key."""
+    return [name for name in columns if any(row.get(name, "") is None for row in rows)]
+
+
 def own_place(resource: Resource) -> str:
     """How a resource that needs no cursor tells what is new; "" for one that reloads without."""
     if resource.kind not in ONCE:

@@ -13,7 +13,17 @@ from pydantic import BaseModel, SecretStr
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
 from dwcli.cli._fidelity import report
-from dwcli.cli._inference import STREAMS, Plan, cautions, nouns, own_place, pipeline_name, propose, write_for
+from dwcli.cli._inference import (
+    STREAMS,
+    Plan,
+    cautions,
+    nouns,
+    own_place,
+    pipeline_name,
+    propose,
+    without_value,
+    write_for,
+)
 from dwcli.cli._say import say
 from dwcli.cli.add_source import (
     ADDRESSES,
@@ -370,7 +380,7 @@ def _labels(resources: Sequence[Resource]) -> list[tuple[str, str]]:
 
 def _with_a_key_that_holds(resource: Resource, rows: Sequence[Mapping[str, Any]]) -> Resource:
     """The resource without its key, where a row on the screen has none."""
-    empty = [name for name in resource.primary_key if any(row.get(name, "") is None for row in rows)]
+    empty = without_value(resource.primary_key, rows)
     if not empty:
         return resource
     say(f"  Note: {', '.join(empty)} is empty in rows above, so it is no key", fold=True)

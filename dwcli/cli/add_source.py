@@ -20,7 +20,16 @@ import typer
 
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import drop_draft, read_draft, save_draft
-from dwcli.cli._inference import Plan, cautions, matching, pipeline_name, propose, same_choices, write_for
+from dwcli.cli._inference import (
+    Plan,
+    cautions,
+    matching,
+    pipeline_name,
+    propose,
+    same_choices,
+    without_value,
+    write_for,
+)
 from dwcli.cli._say import command_line, say
 from dwcli.cli._secrets import is_tracked, write_secret
 from dwcli.cli.settings import can_ask, settings
@@ -49,6 +58,8 @@ ADDRESSES = (
     "path",
 )
 DRAFT = "add-source"
+#: Messages of a queue that are looked at before its key is believed.
+LOOKED_AT = 20
 STOPPED = "Stopped. Answers saved (not the password). Continue: dw add-source --resume"
 
 
@@ -342,12 +353,35 @@ def taken_names(project: Project) -> set[str]:
 def _plans_from_flags(connector: Connector, choices: Choices, taken: set[str]) -> list[Plan]:
     plans: list[Plan] = []
     for name, resource in _wanted(connector, choices, taken):
+        if not _scoped(choices.key, name):
+            resource = _with_a_key_that_holds(connector, resource)
         plan = _with_flags(propose(name, resource), resource, choices)
         say(f"  {name:<16} {plan.write:<8} {'; '.join(plan.why)}".rstrip())
         for caution in cautions(resource, plan.key, plan.cursor, plan.write):
             say(f"    Note: {caution}", fold=True)
         plans.append(plan)
     return plans
+
+
+def _with_a_key_that_holds(connector: Connector, resource: Resource) -> Resource:
+    """A queue without its key, unless every message at its head has one: it is the sender's to give."""
+    if resource.kind != "queue" or not resource.primary_key:
+        return resource
+    from dwcli.cli.preview import first_rows
+
+    try:
+        _, rows = first_rows(connector.fetch_data(resource.name).items, LOOKED_AT)
+    except DwError:
+        rows = []
+    if rows and not without_value(resource.primary_key, rows):
+        return resource
+    columns = ", ".join(without_value(resource.primary_key, rows)) or resource.primary_key[-1]
+    seen = f"messages have no {columns}" if rows else f"no message waits that shows whether {columns} is set"
+    say(
+        f"    Note: {seen}, so rows are appended, without a key (--key {columns} if every one has it)",
+        fold=True,
+    )
+    return replace(resource, primary_key=(), key_reason="")
 
 
 def _wanted(connector: Connector, choices: Choices, taken: set[str]) -> Iterator[tuple[str, Resource]]:

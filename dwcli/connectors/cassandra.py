@@ -182,8 +182,9 @@ def _arguments(config: Config) -> dict[str, Any]:
             raise ConfigError(
                 f"the certificate file {config.tls_ca} cannot be read", hint="check tls_ca"
             ) from None
-        # Servers are found by address, and their certificates carry names.
-        context.check_hostname = False
+        # Servers are found by address, and their certificates carry names. An authority of one's own vouches
+        # for these servers alone; one that all the world trusts, for anybody's.
+        context.check_hostname = config.tls_ca is None
         given["ssl_context"] = context
     return given
 

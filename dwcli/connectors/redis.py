@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -420,13 +421,13 @@ def _next_of_group(reading: _Reading, wanted: int) -> list[Message] | None:
 def _message(entry: tuple[bytes, dict[bytes, bytes]]) -> Message:
     id, fields = entry[0].decode(), entry[1]
     try:
-        texts = {name.decode(): value.decode() for name, value in fields.items()}
+        texts = dict(zip(map(_name, fields), map(bytes.decode, fields.values()), strict=True))
         binary: list[str] = []
     except UnicodeDecodeError:
         texts, binary = _with_base64(fields)
     told = {"base64": binary} if binary else {}
     milliseconds = int(id.partition("-")[0])
-    return Message(_json(texts), (id,), event_time=milliseconds * 1000, metadata=told)
+    return Message(_encoder().encode(texts), (id,), event_time=milliseconds * 1000, metadata=told)
 
 
 def _with_base64(fields: dict[bytes, bytes]) -> tuple[dict[str, str], list[str]]:
@@ -443,10 +444,17 @@ def _with_base64(fields: dict[bytes, bytes]) -> tuple[dict[str, str], list[str]]
     return texts, binary
 
 
-def _json(fields: dict[str, str]) -> bytes:
+@lru_cache(1_000)
+def _name(name: bytes) -> str:
+    """A field's name: entries of a stream have the same ones."""
+    return name.decode()
+
+
+@cache
+def _encoder() -> Any:
     import msgspec
 
-    return msgspec.json.encode(fields)
+    return msgspec.json.Encoder()
 
 
 # -- acknowledging --------------------------------------------------------------------------------------

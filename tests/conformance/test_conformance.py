@@ -7,6 +7,7 @@ import random
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 
 from dwcli.connectors import create_connector, literals, names, secrets_of
+from dwcli.contract import Cursor
 from dwcli.errors import ConnectionFailed, DwError, ResourceMissing
 from dwcli.pipeline.record import Job, RunOptions
 from dwcli.pipeline.runner import attempt
@@ -29,6 +31,14 @@ from tests.conformance.proxy import cutting
 START = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)
 #: Hard texts, one after the other; None is NULL.
 TEXTS = ("plain", "größe 日本 🦆", "a,b;c\t\"d' \\ %s", "line\nbreak", " edges ", None, "00501", "true")
+#: Cursor values that would end a statement, a filter or an address, if they were written into one.
+HOSTILE = (
+    "2024'; DROP TABLE bounds; --",
+    '2024"}}) {a: 1} //',
+    "2024]; DELETE FROM bounds",
+    "x\\' OR 1=1 #",
+    "a&b=c/../d",
+)
 BATCH_BYTES = 64 * 1024
 #: Bytes of the server's answer after which a connection is cut; the rows are more than ten times that.
 CUT_AFTER = 300 * 1024
@@ -194,6 +204,22 @@ def test_incremental_with_ties(case: Case, place: Place, loader: Loader, warehou
     assert place.put("ties", second) == query
     loader.loaded(place.config, query)
     assert in_warehouse(warehouse, case) == expected([*first, *second])
+
+
+def test_hostile_cursor(case: Case, protocol: str, place: Place, loader: Loader, warehouse: Any) -> None:
+    """A cursor value is a value: what reads as code is compared or refused, and harms nothing."""
+    if case.cursor is None:
+        return  # it keeps its own place
+    rows = rows_from(1, 20)
+    query = place.put("bounds", rows)
+    for hostile in HOSTILE:
+        connector = create_connector({"protocol": protocol, **place.config})
+        connector.connect()
+        with closing(connector), suppress(DwError):
+            for item in connector.fetch_data(query, Cursor(case.cursor, hostile, type="text")).items:
+                assert item_frame(item)[0].height <= len(rows)
+    loader.loaded(place.config, query)
+    assert in_warehouse(warehouse, case) == expected(rows)
 
 
 def test_resume_after_a_cut_connection(case: Case, place: Place, loader: Loader, warehouse: Any) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from _copy import load
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 
 def rows() -> Iterator[tuple[object, ...]]:
@@ -14,14 +14,14 @@ def rows() -> Iterator[tuple[object, ...]]:
         {
             "bootstrap.servers": os.environ["KAFKA"],
             "group.id": "plain",
-            "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
         }
     )
     topic = os.environ["KAFKA_TOPIC"]
-    left = len(consumer.list_topics(topic).topics[topic].partitions)
-    consumer.subscribe([topic])
+    partitions = consumer.list_topics(topic).topics[topic].partitions
+    left = len(partitions)
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
     while left:
         for message in consumer.consume(1000, 1):
             if message.error() is None:
