@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dwcli.contract import Column, Resource
 
@@ -17,6 +18,19 @@ ZONELESS = re.compile(r"(?i)^(?:small)?(?:date|datetime|timestamp)")
 ZONED = re.compile(r"(?i)zone|tz|offset")
 #: (protocol, type) whose values are moments by themselves, though no zone stands in their name.
 MOMENTS = (("mysql", "timestamp"), ("clickhouse", "date"), ("cassandra", "timestamp"), ("mongodb", "date"))
+#: Texts of a file that a person reads as another kind of value, and SQL that makes one of them.
+LOOKALIKES = (
+    (
+        re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{4}"),
+        "a date whose order of day and month the file does not tell",
+        "to_date({}, 'DD/MM/YYYY')",
+    ),
+    (
+        re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+"),
+        "a number with a decimal comma",
+        "translate({}, ',.', '.')::numeric",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -77,3 +91,18 @@ def report(resources: Mapping[str, Resource], protocol: str, zone: str) -> Itera
         )
     elif exact:
         yield f"  ok      {count(exact, 'other column')} arrive{'s' if exact == 1 else ''} exactly"
+
+
+def lookalikes(resource: Resource, records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence on each column of a file that stays text, though its first values look like more."""
+    from dwcli.staging.dw_schema import fold_name
+
+    rows = list(records)
+    for column in resource.columns:
+        texts = [row[column.name] for row in rows if row.get(column.name) is not None]
+        if column.source_type or column.type != "text" or not texts:
+            continue
+        for pattern, what, query in LOOKALIKES:
+            if all(isinstance(text, str) and pattern.fullmatch(text) for text in texts):
+                made = query.format(fold_name(column.name))
+                yield f"{column.name} stays text: {texts[0]} looks like {what}; in SQL: {made}"

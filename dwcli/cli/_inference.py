@@ -110,11 +110,11 @@ def without_value(columns: Collection[str], rows: Collection[Mapping[str, Any]])
 
 
 def own_place(resource: Resource) -> str:
-    """How a resource that needs no cursor tells what is new; "" for one that reloads without."""
+    """How a run of a resource that needs no cursor tells what is new; "" for one that reloads without."""
     if resource.kind not in ONCE:
         return ""
     place = PLACES.get(resource.kind)
-    return f"its own place ({place})" if place else "its own place"
+    return f"goes on where it stopped ({place})" if place else "goes on where it stopped"
 
 
 def _candidate(resource: Resource, column: str) -> CursorCandidate:
@@ -162,10 +162,11 @@ def pipeline_name(query: str, taken: Collection[str]) -> str:
     base = parts[-1] if parts else query
     if len(parts) > 1 and not re.search(r"[A-Za-z]", base):  # 001.csv is the first of what the folder is
         base = "_".join(parts[-2:])
-    name = re.sub(r"[^A-Za-z0-9_]+", "_", base).strip("_")[:60] or "data"
+    # in small letters, so that SQL needs no quotes
+    name = re.sub(r"[^a-z0-9_]+", "_", base.lower()).strip("_")[:60] or "data"
     if name not in taken:
         return name
-    wider = re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(parts[-2:])).strip("_")[:60]
+    wider = re.sub(r"[^a-z0-9_]+", "_", "_".join(parts[-2:]).lower()).strip("_")[:60]
     if len(parts) > 1 and wider not in taken:
         return wider
     return next(f"{name[:57]}_{n}" for n in range(2, 100_000) if f"{name[:57]}_{n}" not in taken)

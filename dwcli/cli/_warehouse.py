@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dwcli.cli._say import waiting
 from dwcli.cli.settings import settings
 from dwcli.errors import ProjectMissing, UsageError
 from dwcli.references import environment
@@ -24,7 +25,8 @@ def warehouse_url_for(project: Project, explicit: str | None = None) -> str:
     if url != "embedded":
         return url
     home = server_home(project)
-    return embedded.url(embedded.running(home) or embedded.start(home))
+    with waiting("starting the warehouse"):
+        return embedded.url(embedded.running(home) or embedded.start(home))
 
 
 def warehouse_anywhere(explicit: str | None = None) -> tuple[str, str]:

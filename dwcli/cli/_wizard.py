@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from pydantic import BaseModel, SecretStr
 
 from dwcli.cli import forms, prompts
 from dwcli.cli._drafts import save_draft
-from dwcli.cli._fidelity import report
+from dwcli.cli._fidelity import lookalikes, report
 from dwcli.cli._inference import (
     STREAMS,
     Plan,
@@ -24,7 +25,7 @@ from dwcli.cli._inference import (
     without_value,
     write_for,
 )
-from dwcli.cli._say import say
+from dwcli.cli._say import say, waiting
 from dwcli.cli.add_source import (
     ADDRESSES,
     DRAFT,
@@ -108,6 +109,8 @@ EVERY = (
 #: Kinds of sources that people ask for most stand first.
 FIRST = ("postgres", "mysql", "files", "http", "sqlite")
 PREVIEW_ROWS = 3
+#: Of many picked tables the first few are shown.
+PREVIEWED = 3
 
 
 # -- the connection -----------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ def connect_or_fix(
             say(f"    FAIL  {failed_anyway(error)}", fold=True)
         if failure.hint:
             say(f"          fix: {failure.hint}", fold=True)
-        answer = _ask_what_now(draft, layer)
+        answer = _ask_what_now(draft, layer, failure.hint)
         if answer == "save":
             return None
         if answer == "quit":
@@ -253,7 +256,7 @@ def connect_or_fix(
             save(project, draft)
 
 
-def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
+def _ask_what_now(draft: Mapping[str, Any], layer: str, hint: str) -> str:
     fields = forms.fields_of(_model_of(draft))
     answers = draft["answers"]
     asked = [
@@ -263,6 +266,9 @@ def _ask_what_now(draft: Mapping[str, Any], layer: str) -> str:
     suspects = [f for f in fields if f.name in likely and (f in asked or layer in ("tls", "name"))]
     # of the ways to log in, the one that was taken stands first
     suspects.sort(key=lambda f: (layer == "login" and f.name not in answers, likely.index(f.name)))
+    if layer == "read":  # what is wrong with a file is told by name
+        named = [f for f in fields if re.search(rf"\b{f.name}\b", hint)]
+        suspects = named + [f for f in suspects if f not in named]
     return prompts.choose(
         "And now?",
         [
@@ -317,7 +323,8 @@ def _model_of(draft: Mapping[str, Any]) -> type[BaseModel]:
 
 def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
     """Which tables, and how each is loaded."""
-    resources = list(connector.discover())
+    with waiting("listing what it has"):
+        resources = list(connector.discover())
     if not resources:
         say("  The source lists nothing to pick from: type what to read.")
         picked = [OTHER]
@@ -326,28 +333,32 @@ def ask_plans(connector: Connector, source: str, taken: set[str]) -> list[Plan]:
         only = [resource.name for resource in resources] if len(resources) == 1 else []
         picked = prompts.pick(f"Which {nouns(resources)}?", options, only)
     chosen = [resource for resource in resources if resource.name in picked]
-    chosen = [r if r.columns else connector.describe(r.name) for r in chosen]
+    with waiting("reading their columns"):
+        chosen = [r if r.columns else connector.describe(r.name) for r in chosen]
     named: dict[str, Resource] = {}
     for resource in chosen:
         named[pipeline_name(resource.name, taken | set(named))] = resource
     if OTHER in picked:
         name, resource = _ask_query(connector, taken | set(named))
         named[name] = resource
-    first = next(iter(named))
-    named[first] = _with_a_key_that_holds(named[first], _preview(connector, named[first]))
+    for name in list(named)[:PREVIEWED]:
+        rows = _preview(connector, named[name])
+        named[name] = _with_a_key_that_holds(named[name], rows)
+        for sentence in lookalikes(named[name], rows):
+            say(f"  Note: {sentence}", fold=True)
     for line in report(named, connector.protocol, getattr(connector.config, "timezone", "UTC")):
         say(line, fold=True)
     if len(named) == 1:
         return [_ask_plan(name, resource) for name, resource in named.items()]
     plans = [propose(name, resource) for name, resource in named.items()]
     for plan in plans:
-        say(f"  {plan.name:<16} {plan.write:<8} {'; '.join(plan.why)}".rstrip())
+        say(f"  {plan.name:<15}  {plan.write:<7}  {'; '.join(plan.why)}".rstrip(), fold=True)
     if prompts.choose("Load them like this?", [("yes", "Yes"), ("ask", "Ask me for each")], "yes") == "yes":
         _say_cautions(plans, named)
         return plans
     chosen_plans: list[Plan] = []
-    for name, resource in named.items():
-        say(f"  {name}")
+    for number, (name, resource) in enumerate(named.items(), 1):
+        say(f"  {name}  ({number} of {len(named)})")
         chosen_plans.append(_ask_plan(name, resource))
     return chosen_plans
 
@@ -397,12 +408,15 @@ def _preview(connector: Connector, resource: Resource) -> list[dict[str, Any]]:
     from dwcli.render.words import compact
 
     try:
-        types, records = first_rows(connector.fetch_data(resource.name).items, PREVIEW_ROWS)
+        with waiting("reading first rows"):
+            types, records = first_rows(connector.fetch_data(resource.name).items, PREVIEW_ROWS)
     except DwError as error:
         say(f"  (no preview: {failed_anyway(error)})", fold=True)
         return []
     of = f" of ~{compact(resource.row_estimate)}" if resource.row_estimate else ""
     say(f"\n  {resource.name}, {len(records)}{of} rows")
+    if not types:
+        return []
     screen = console(sys.stderr)
     rows = [[text(record.get(name)) for name in types] for record in records]
     screen.print(preview_table(types, rows, screen.width))
@@ -430,6 +444,8 @@ def _ask_key(resource: Resource) -> tuple[str, ...]:
     options = [(NONE, "none      rows cannot be told apart: no merge")]
     if columns:
         options.append(("*", "other     pick the columns"))
+    if len(options) == 1 and not resource.primary_key:
+        return ()
     proposed = ",".join(resource.primary_key)
     if proposed:
         options.insert(0, ("=", f"{proposed:<9} {resource.key_reason}"))

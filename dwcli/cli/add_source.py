@@ -9,6 +9,7 @@ after each answer, without secrets, so that Ctrl-C loses nothing.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -30,7 +31,7 @@ from dwcli.cli._inference import (
     without_value,
     write_for,
 )
-from dwcli.cli._say import command_line, say
+from dwcli.cli._say import command_line, say, waiting
 from dwcli.cli._secrets import is_tracked, write_secret
 from dwcli.cli.settings import can_ask, settings
 from dwcli.contract import KEYED, WriteDisposition
@@ -291,13 +292,17 @@ def test_live(connector: Connector) -> ConnectionFailed | None:
 
     say()
     say(f"  Testing {place_of(connector)}", fold=True)
-    for check in checks(connector, ""):
+    found = iter(checks(connector, ""))
+    while True:
+        with waiting("waiting for an answer"):
+            check = next(found, None)
+        if check is None:
+            return None
         mark = "FAIL" if not check.ok else "!   " if check.layer == WARNING else "ok  "
         taken = duration(check.milliseconds / 1000) if mark == "ok  " else ""
         say(f"    {mark}  {check.detail:<28} {taken}".rstrip(), fold=True)
         if not check.ok:
             return ConnectionFailed(check.detail, check.layer, hint=check.hint)
-    return None
 
 
 def place_of(connector: Connector) -> str:
@@ -308,7 +313,8 @@ def place_of(connector: Connector) -> str:
         return f"{host}:{port}"
     found = (getattr(config, name, "") for name in (*ADDRESSES, "endpoint"))
     address = next((value for value in found if isinstance(value, str | Path) and str(value)), None)
-    return str(address or connector.protocol)
+    place = str(address or connector.protocol)
+    return os.path.normpath(place) if place.startswith("/") else place
 
 
 # -- pipelines ----------------------------------------------------------------------------------------
@@ -523,7 +529,7 @@ def _finish(
         write_secret(project.root, variable, value)
     path = write_source(project.root, name, protocol, connection, pipelines)
     drop_draft(project.root, DRAFT)
-    say(f"\n  + {path.relative_to(project.root)}   (pipelines: {', '.join(pipelines)})")
+    say(f"\n  + {path.relative_to(project.root)}   (pipelines: {', '.join(pipelines)})", fold=True)
     for variable in secrets:
         say(f"  + .env   {variable} (0600, git-ignored)")
     _show_json(name, path, pipelines)
@@ -540,14 +546,15 @@ def _finish(
 
 def _look_at(project: Project, source: str) -> str:
     """The command that shows the first rows of what was loaded."""
+    from dwcli.cli._record import read_last
+    from dwcli.cli.query import quoted
     from dwcli.project import load_project, pipelines_of
 
-    pipeline = next(p for p in pipelines_of(load_project(project.root)) if p.source.name == source)
-    words = [pipeline.target] if pipeline.schema == "public" else [pipeline.schema, pipeline.target]
-    table = ".".join(
-        word if re.fullmatch(r"[a-z_][a-z0-9_]*", word) else '"' + word.replace('"', '""') + '"'
-        for word in words
-    )
+    loaded = read_last(project)
+    pipelines = [p for p in pipelines_of(load_project(project.root)) if p.source.name == source]
+    with_rows = [p for p in pipelines if loaded.get(p.full_name, {}).get("rows_loaded")]
+    pipeline = (with_rows or pipelines)[0]
+    table = quoted(pipeline.schema, pipeline.target)
     # for a person to type, with names in quotes
     return command_line(["dw", "query", f"select * from {table} limit 5"])  # noqa: S608
 

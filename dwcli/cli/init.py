@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dwcli.cli import prompts
-from dwcli.cli._say import command_line, say
+from dwcli.cli._say import command_line, say, waiting
 from dwcli.cli._secrets import ignore, write_secret
 from dwcli.cli.settings import can_ask, settings
 from dwcli.errors import AnswerMissing, DwError, UsageError
@@ -290,7 +290,8 @@ def _prove(project: Project, port: int | None) -> dict[str, Any]:
     if resolve_url(None, _environment(project), project.config.warehouse, project.root) == "embedded":
         home = server_home(project)
         before = embedded.running(home)
-        server = before or embedded.start(home, port)
+        with waiting("starting Postgres"):
+            server = before or embedded.start(home, port)
         word = "runs" if before else "started"
         seconds = time.perf_counter() - begun
         say(f"  ok  Postgres {server.version} {word} on 127.0.0.1:{server.port}   ({seconds:.1f} s)")

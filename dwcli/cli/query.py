@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shutil
@@ -204,9 +205,34 @@ def sql_errors_shown(sql: str) -> Iterator[None]:
 def _hint(error: psycopg.Error) -> str:
     if error.sqlstate == "25006":
         return "dw query --write …"
+    if error.sqlstate == "42P01":
+        return _table_meant(error.diag.message_primary or "")
     if error.sqlstate == "42601" and "multiple commands" in str(error):
         return "one statement at a time; with --write several may stand together"
     return error.diag.message_hint or ""
+
+
+def _table_meant(said: str) -> str:
+    """The table that a name which does not exist is nearest to, among those of the project."""
+    from dwcli.project import load_project, pipelines_of
+
+    try:
+        tables = [(p.schema, p.target) for p in pipelines_of(load_project(settings().project))]
+    except DwError:
+        return ""
+    asked = said.partition('"')[2].rpartition('"')[0].rpartition(".")[2].lower()
+    names = {table.lower(): quoted(schema, table) for schema, table in tables}
+    near = difflib.get_close_matches(asked, names, n=1)
+    return f"did you mean {names[near[0]]}?" if near else "dw status lists what is loaded"
+
+
+def quoted(schema: str, table: str) -> str:
+    """A table's name as a person types it in SQL: quotes where it needs them, no schema if it is public."""
+    words = [table] if schema == "public" else [schema, table]
+    return ".".join(
+        word if re.fullmatch(r"[a-z_][a-z0-9_]*", word) else '"' + word.replace('"', '""') + '"'
+        for word in words
+    )
 
 
 # -- showing -------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dwcli.cli._say import say
+from dwcli.cli._say import say, waiting
 from dwcli.cli.settings import settings
 
 
@@ -14,7 +14,8 @@ def up() -> None:
 
     home = own_server_home(load_project(settings().project), "up")
     before = embedded.running(home)
-    server = before or embedded.start(home)
+    with waiting("starting Postgres"):
+        server = before or embedded.start(home)
     word = "is up" if before else "started"
     say(f"ok  warehouse {word}: Postgres {server.version} on 127.0.0.1:{server.port}")
     if settings().json:

@@ -9,13 +9,13 @@ from dwcli.contract import Column, CursorCandidate
 
 #: Columns that change whenever the row does, by the names people give them; best first.
 CHANGES = re.compile(
-    r"(?ix)^_?(updated?|modified|changed|last_?(update|updated|modified|change|changed)|mtime|upd|mod)"
-    r"(_?(at|on|date|time|ts|timestamp|datetime|utc))?$|^(row)?version$|^rv$"
+    r"(?i)^_?(updated?|modified|changed|last[_ -]?(update|updated|modified|change|changed)|mtime|upd|mod)"
+    r"([_ -]?(at|on|date|time|ts|timestamp|datetime|utc))?$|^(row)?version$|^rv$"
 )
 #: Columns that are set once, when the row is made.
 CREATED = re.compile(
-    r"(?ix)^_?(created?|inserted|added|ingested|event|occurred|logged|recorded)"
-    r"(_?(at|on|date|time|ts|timestamp|datetime|utc))$"
+    r"(?i)^_?(created?|inserted|added|ingested|event|occurred|logged|recorded)"
+    r"([_ -]?(at|on|date|time|ts|timestamp|datetime|utc))$"
 )
 TIMES = ("timestamptz", "timestamp", "date")
 NUMBERS = ("bigint", "integer", "smallint", "numeric")

@@ -104,11 +104,11 @@ def trace(connection: psycopg.Connection, job: Job, keys: Sequence[str], limit: 
         raise UsageError(
             f"there is no table {job.schema}.{job.table} in the warehouse yet", hint=f"dw run {job.pipeline}"
         )
+    key = key_columns(connection, table, job.key)
     wanted = [
-        _wanted(connection, table, column, text)
-        for column, text in _columns(connection, table, job, keys).items()
+        _wanted(connection, table, column, text, key) for column, text in _columns(table, key, keys).items()
     ]
-    identity = key_columns(connection, table, job.key) or [one.column for one in wanted]
+    identity = key or [one.column for one in wanted]
     found = Found(wanted, identity, _rows(connection, table, wanted), [], 0, 0)
     _search_lake(found, job, table, {r.snapshot for r in receipts(connection, job.pipeline)}, limit)
     return found
@@ -134,9 +134,8 @@ def key_columns(connection: psycopg.Connection, table: Table, key: Sequence[str]
     return list(found[0]) if found else []
 
 
-def _columns(connection: psycopg.Connection, table: Table, job: Job, keys: Sequence[str]) -> dict[str, str]:
+def _columns(table: Table, key: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
     """What was asked for, by column. Raises UsageError."""
-    free = key_columns(connection, table, job.key)
     known = {column: column for column in table.columns} | dict(table.names)
     chosen: dict[str, str] = {}
     bare = []
@@ -146,7 +145,7 @@ def _columns(connection: psycopg.Connection, table: Table, job: Job, keys: Seque
             chosen[known[name]] = value
         else:
             bare.append(text)
-    free = [column for column in free if column not in chosen]
+    free = [column for column in key if column not in chosen]
     for text in bare:
         name, equals, _ = text.partition("=")
         # `a=b` may be a text, but no number and no date
@@ -165,7 +164,9 @@ def _columns(connection: psycopg.Connection, table: Table, job: Job, keys: Seque
     return chosen
 
 
-def _wanted(connection: psycopg.Connection, table: Table, column: str, given: str) -> Wanted:
+def _wanted(
+    connection: psycopg.Connection, table: Table, column: str, given: str, key: Sequence[str]
+) -> Wanted:
     kind = table.columns[column]
     sources = {name: source for source, name in table.names.items()}
     query = sql.SQL("select cast(%(v)s as {0}), cast(cast(%(v)s as {0}) as text)").format(type_sql(kind))
@@ -173,7 +174,8 @@ def _wanted(connection: psycopg.Connection, table: Table, column: str, given: st
         with connection.transaction():
             value, text = connection.execute(query, {"v": given}).fetchone() or (None, "")
     except psycopg.DataError:
-        raise UsageError(f"'{given}' is no {kind}, and {column} is one", hint=f"--key {column}=…") from None
+        hint = " ".join(f"--key {name}=…" for name in (key if column in key else [column]))
+        raise UsageError(f"'{given}' is no {kind}, and {column} is one", hint=hint) from None
     return Wanted(column, sources.get(column, column), kind, given, str(text), value)
 
 

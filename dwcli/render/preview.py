@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from dwcli.render import console
@@ -96,5 +96,12 @@ def text(value: Any) -> str | None:
             return moment.isoformat(" ").replace("+00:00", "+00")
         case date():
             return value.isoformat()
+        case timedelta():
+            return f"{'-' if value < timedelta() else ''}{_clock(abs(value))}"
         case _:
             return str(value)
+
+
+def _clock(span: timedelta) -> str:
+    hours, rest = divmod(span, timedelta(hours=1))
+    return f"{hours:02}:{str(rest).partition(':')[2]}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dwcli.render.console import to_json
+from dwcli.render.preview import text
 from dwcli.render.runs import short_id, state_of_run, what_was_loaded
 from dwcli.render.tables import Column, Said, broken, marked, table
 from dwcli.render.words import count, escape, local_time
@@ -152,11 +154,13 @@ def _said(value: Any) -> str:
         return "NULL"
     if isinstance(value, dict | list):
         return to_json(value)
+    if isinstance(value, bytes | timedelta):
+        return str(text(value))
     return (
         local_time(value, seconds=True) if hasattr(value, "tzinfo") and hasattr(value, "year") else str(value)
     )
 
 
 def _short(value: Any) -> str:
-    text = _said(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    said = _said(value)
+    return said if len(said) <= SHOWN else said[: SHOWN - 3] + "..."

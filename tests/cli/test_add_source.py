@@ -63,11 +63,11 @@ def test_a_cursor_that_sees_only_new_rows_appends_them():
 @pytest.mark.parametrize(
     ("kind", "key", "write", "words"),
     [
-        ("file", (), "append", "its own place (new and changed files)"),
-        ("topic", ("partition", "offset"), "append", "its own place (offsets)"),
-        ("queue", (), "append", "its own place (what was acknowledged)"),
-        ("queue", ("message_id",), "merge", "its own place (what was acknowledged)"),
-        ("stream", ("id",), "merge", "its own place"),
+        ("file", (), "append", "goes on where it stopped (new and changed files)"),
+        ("topic", ("partition", "offset"), "append", "goes on where it stopped (offsets)"),
+        ("queue", (), "append", "goes on where it stopped (what was acknowledged)"),
+        ("queue", ("message_id",), "merge", "goes on where it stopped (what was acknowledged)"),
+        ("stream", ("id",), "merge", "goes on where it stopped"),
         ("table", (), "replace", "no sure cursor: everything is read each run"),
     ],
 )
@@ -103,9 +103,9 @@ def test_a_stream_is_asked_for_no_cursor_and_offered_no_replace(monkeypatch, cap
     topic = Resource("t", kind="topic", primary_key=("offset",))
     assert _wizard._ask_cursor(topic, None) is None and not offered
     assert _wizard._ask_write(topic, ("offset",), None) == "append" and "replace" not in offered
-    assert "its own place (offsets)" in capsys.readouterr().err
+    assert "goes on where it stopped (offsets)" in capsys.readouterr().err
     _wizard._ask_cursor(Resource("f", kind="file"), None)
-    assert labels[-1] == "none      its own place (new and changed files)"
+    assert labels[-1] == "none      goes on where it stopped (new and changed files)"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,7 @@ def test_a_stream_is_asked_for_no_cursor_and_offered_no_replace(monkeypatch, cap
         ("public.orders", {"orders"}, "public_orders"),
         ("orders", {"orders"}, "orders_2"),
         ('"odd name"', set(), "odd_name"),
+        ("SALES.OrderLines", set(), "orderlines"),
         ("in/2026/sales.csv.gz", set(), "sales"),
         ("in/*.csv", set(), "in"),
         ("orders/001.csv", set(), "orders_001"),

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import polars as pl
 import pytest
 
+from dwcli.cli.query import quoted
 from dwcli.render.words import width
 from tests.cli.test_look_commands import on_screen, rows_of
 from tests.connectors.places import ftp_place
@@ -83,6 +84,12 @@ def test_nothing_is_written_without_write(dw, shop, warehouse, sql):
     assert done.returncode == 1
     assert "--write" in done.stderr
     assert warehouse.execute("select to_regclass('hacked')").fetchone() == (None,)
+
+
+def test_a_table_that_is_not_there_is_answered_with_the_one_that_was_meant(dw, shop):
+    assert "fix: did you mean orders?" in dw("query", "select * from public.Ordes", cwd=shop).stderr
+    assert "fix: dw status lists" in dw("query", "select * from xyzzy", cwd=shop).stderr
+    assert (quoted("public", "Order_Lines"), quoted("raw", "a")) == ('"Order_Lines"', "raw.a")
 
 
 def test_with_write_statements_happen_together_or_not_at_all(dw, shop, warehouse):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dwcli.cli._fidelity import report, step
+from dwcli.cli._fidelity import lookalikes, report, step
 from dwcli.contract import Column, Resource
 
 
@@ -46,3 +46,17 @@ def test_what_is_not_exact_stands_by_itself():
         "  changed at  DATETIME → timestamptz: has no time zone: read as Europe/Berlin",
         "  ok      1 other column arrives exactly",
     ]
+
+
+def test_dates_and_decimal_commas_of_a_file_are_told_to_stay_text():
+    columns = [Column(name, "text") for name in ("Datum", "Betrag", "Kunde")]
+    rows = [
+        {"Datum": "31/12/2025", "Betrag": "1.234,56", "Kunde": "7,5 GmbH"},
+        {"Datum": "1/2/2026", "Betrag": None, "Kunde": None},
+    ]
+    said = list(lookalikes(Resource("t", kind="file", columns=tuple(columns)), rows))
+    assert [sentence.split(" stays text")[0] for sentence in said] == ["Datum", "Betrag"]
+    assert said[0].endswith("to_date(datum, 'DD/MM/YYYY')")
+    assert said[1].endswith("translate(betrag, ',.', '.')::numeric")
+    of_a_table = [Column("day", "text", source_type="varchar(10)")]
+    assert not list(lookalikes(Resource("t", columns=tuple(of_a_table)), [{"day": "31/12/2025"}]))

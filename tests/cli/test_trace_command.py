@@ -131,6 +131,8 @@ def test_keys_of_many_types_are_found(dw, shop):
     values = ("2026-01-02", "1.25", "007", "2026-01-02T03:04:05Z")
     found = traced(dw, shop, "kinds", *(word for value in values for word in ("--key", value)))
     assert len(found["warehouse"]) == len(found["lake"]) == 1
+    wrong = dw("trace", "kinds", "--key", "2026-01-02,1.25", cwd=shop)
+    assert "fix: --key day=… --key amount=… --key code=… --key at=…" in wrong.stderr
     part = traced(dw, shop, "kinds", "--key", "code=7")
     assert [entry["values"]["code"] for entry in part["lake"]] == ["7"]
 
