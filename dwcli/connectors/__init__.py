@@ -32,7 +32,7 @@ import ast
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -87,6 +87,14 @@ class Connector:
             yield from self.module.keys(self.client, query, key)
         else:
             yield from self.module.read(self.client, query, Cursor())
+
+    def holds_states(self, query: str, key: Collection[str]) -> bool:
+        """Whether a row is all that the source holds of its key: that of a table with this primary key."""
+        if not hasattr(self.module, "keys"):
+            return False
+        resource = self.describe(query)
+        own = set(resource.primary_key)
+        return resource.kind == "table" and bool(own) and own <= set(key)
 
     def acknowledge(self, position: Any) -> None:
         """Tell a stream that everything up to `position` is in the warehouse."""

@@ -7,8 +7,9 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
+from dwcli.connectors import Connector
 from dwcli.contract import KEYED, Cursor
-from dwcli.errors import SourceData, UsageError
+from dwcli.errors import DwError, SourceData, UsageError
 from dwcli.events import Notice
 from dwcli.pipeline.record import Run
 from dwcli.staging.dw_schema import PROVISIONAL, Table, base_type, type_sql
@@ -60,6 +61,22 @@ def where_to_begin(run: Run, connection: psycopg.Connection, state: State) -> tu
         fresh=fresh,
     )
     return cursor, plan
+
+
+def reads_states(run: Run, connector: Connector, cursor: Cursor) -> bool:
+    """Whether a row that this run reads is all that the source has of its key.
+
+    It is where a table is merged by its own primary key. That is asked only where rows are read that may lie
+    behind the cursor: of those that do not, none is older than what was loaded.
+    """
+    job = run.job
+    behind = cursor.position or job.lookback is not None or run.options.start or run.options.end
+    if job.write not in KEYED or not job.cursor or not behind:
+        return False
+    try:
+        return connector.holds_states(job.query, job.key)
+    except DwError:
+        return False
 
 
 def is_trial(state: State) -> bool:

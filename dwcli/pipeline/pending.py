@@ -33,6 +33,7 @@ def plan_of(manifest: Manifest, job: Job) -> LoadPlan:
         contract=job.contract,
         max_rejects=job.max_rejects,
         fresh=manifest.fresh,
+        states=manifest.states,
     )
 
 

@@ -150,7 +150,7 @@ def _load_again(stretch: Stretch, run: Run, session: psycopg.Connection) -> None
         anew = stretch.is_whole and number == 0
         if not stretch.is_whole:
             _forget_rows(run, session, kept.manifest)
-        run.counts = _added(run.counts, _load(session, job, kept, anew))
+        run.counts = _added(run.counts, _load(session, job, kept, stretch, anew))
         run.files.extend(kept.manifest.files)
         run.rows_read += kept.manifest.rows
         run.emit(BatchLoaded(job.pipeline, kept.manifest.rows))
@@ -162,11 +162,13 @@ def _load_again(stretch: Stretch, run: Run, session: psycopg.Connection) -> None
     commit(run, session)
 
 
-def _load(session: psycopg.Connection, job: Job, kept: Kept, anew: bool) -> Counts:
+def _load(session: psycopg.Connection, job: Job, kept: Kept, stretch: Stretch, anew: bool) -> Counts:
     plan = plan_of(kept.manifest, job)
     write = "replace" if anew and plan.write == "append" else plan.write
+    # of a stretch, rows are older than what the table has from the runs behind it
+    states = plan.states and stretch.is_whole
     return load_snapshot(
-        session, kept.path, kept.manifest, replace(plan, write=write, fresh=anew, boundary=plan.boundary)
+        session, kept.path, kept.manifest, replace(plan, write=write, fresh=anew, states=states)
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ from dwcli.events import (
     ignore,
 )
 from dwcli.log import get_logger
-from dwcli.pipeline.cursor import settle_cursor, where_to_begin
+from dwcli.pipeline.cursor import reads_states, settle_cursor, where_to_begin
 from dwcli.pipeline.deletions import note_deletions, refuse_shrinking
 from dwcli.pipeline.lock import is_held, take_lock
 from dwcli.pipeline.pending import load_pending
@@ -272,6 +273,7 @@ def _load_and_commit(run: Run, data: psycopg.Connection) -> None:
     data.commit()
     with connected(run) as connector:
         cursor, plan = where_to_begin(run, data, state)
+        plan = replace(plan, states=reads_states(run, connector, cursor))
         result = (
             connector.fetch_data(job.query, cursor) if cursor != Cursor() else connector.fetch_data(job.query)
         )
@@ -463,6 +465,7 @@ def _complete_snapshot(run: Run, load: Load, state: State, cursor: Cursor) -> No
         nulls_left_out=run.nulls_left_out,
         deletes=job.deletes,
         gone=run.gone,
+        states=plan.states,
     )
     path = run.marker.with_name(run.marker.stem + MANIFEST)
     write_manifest(manifest, path)

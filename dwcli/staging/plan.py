@@ -21,7 +21,9 @@ class LoadPlan:
     key, cursor and overrides speak of source columns. boundary: the cursor value, as text, from which
     this snapshot was read; an append compares the rows that stand exactly there with the table's.
     fresh: forget what the table holds (a full refresh). replaces: column → value of rows that the
-    snapshot supersedes. contract `freeze` refuses every change of the schema.
+    snapshot supersedes. contract `freeze` refuses every change of the schema. states: each row is what
+    the source holds of its key now, so it also replaces one that is newer by the cursor; else a row is one
+    of several that tell of its key, and the newest of them stands.
     """
 
     write: WriteDisposition = "append"
@@ -34,6 +36,7 @@ class LoadPlan:
     #: rows that may be set aside; None: none of them, or any number with `discard_row`
     max_rejects: int | None = None
     fresh: bool = False
+    states: bool = False
 
 
 @dataclass

@@ -80,6 +80,8 @@ class Manifest:
     #: soft or hard, and the file of keys that the source no longer had (and those it had again)
     deletes: str = "ignore"
     gone: StagedFile | None = None
+    #: each row was all that the source had of its key
+    states: bool = False
 
     @property
     def every_file(self) -> tuple[StagedFile, ...]:

@@ -45,7 +45,7 @@ def roomy_server(project: Path) -> Iterator[str]:
     yield embedded.url(embedded.start(home), socket=False, database="postgres")
 
 
-def make_place(root: Path, warehouse: str, source: str, cursor: str) -> Place:
+def make_place(root: Path, warehouse: str, source: str, cursor: str, write: str = "merge") -> Place:
     """An empty table `late` in that database, and a project that reads it by `at` or by `id`."""
     with psycopg.connect(source, autocommit=True) as setup:
         setup.execute("drop table if exists late")
@@ -62,7 +62,7 @@ def make_place(root: Path, warehouse: str, source: str, cursor: str) -> Place:
         "database": parts.path[1:],
         "username": parts.username,
         "password": parts.password or "",
-        "pipelines": {"late": {"query": "late", "write": "merge", "key": ["id"], "cursor": cursor}},
+        "pipelines": {"late": {"query": "late", "write": write, "key": ["id"], "cursor": cursor}},
     }
     (root / "sources").mkdir(parents=True)
     (root / "dw.yaml").write_text(f"name: shop\nwarehouse: {warehouse}\n", "utf-8")
