@@ -37,6 +37,7 @@ def replay(
     from dwcli.pipeline.replay import Stretch, chosen_snapshots
     from dwcli.pipeline.replay import replay as load_again
     from dwcli.project import load_project
+    from dwcli.render.words import count
     from dwcli.warehouse import connect, make_engine
 
     project = load_project(settings().project)
@@ -56,6 +57,9 @@ def replay(
     finally:
         engine.dispose()
     report(project, [result], alone=True)
+    if result["status"] == "success" and stretch.is_whole:
+        built = count(len(snapshots), "snapshot")
+        tell(f"The table was emptied, and built again from {built} in the lake.")
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error
     if result["status"] != "success":
