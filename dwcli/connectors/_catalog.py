@@ -29,8 +29,8 @@ def cursor_candidates(
 ) -> tuple[CursorCandidate, ...]:
     """Columns that could tell new rows from old ones, best first, each with its reason.
 
-    indexed: columns that lead an index; unled: what a run does for one that does not. A NOT NULL change column with an index is `sure`; everything
-    else is a guess that a person confirms.
+    indexed: columns that lead an index. A NOT NULL change column with an index is `sure`; everything
+    else is a guess that a person confirms. unled: what a run does for one without an index.
     """
     ranked: list[tuple[int, CursorCandidate]] = []
     for column in columns:
