@@ -216,7 +216,11 @@ def read_sources(root: Path) -> dict[str, Source]:
                 f"{path}: there is a second file for source '{path.stem}'",
                 hint=f"remove one of them: rm {path}",
             )
-        found[path.stem] = read_source(path)
+        try:
+            found[path.stem] = read_source(path)
+        except ConfigError as error:
+            error.hint = error.hint or f"correct {path}, then: dw doctor"
+            raise
     return found
 
 

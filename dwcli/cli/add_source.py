@@ -9,7 +9,6 @@ after each answer, without secrets, so that Ctrl-C loses nothing.
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -314,7 +313,7 @@ def place_of(connector: Connector) -> str:
     found = (getattr(config, name, "") for name in (*ADDRESSES, "endpoint"))
     address = next((value for value in found if isinstance(value, str | Path) and str(value)), None)
     place = str(address or connector.protocol)
-    return os.path.normpath(place) if place.startswith("/") else place
+    return str(Path(place).resolve()) if place.startswith("/") and "/../" in place else place
 
 
 # -- pipelines ----------------------------------------------------------------------------------------
@@ -529,7 +528,8 @@ def _finish(
         write_secret(project.root, variable, value)
     path = write_source(project.root, name, protocol, connection, pipelines)
     drop_draft(project.root, DRAFT)
-    say(f"\n  + {path.relative_to(project.root)}   (pipelines: {', '.join(pipelines)})", fold=True)
+    say()
+    say(f"  + {path.relative_to(project.root)}   (pipelines: {', '.join(pipelines)})", fold=True)
     for variable in secrets:
         say(f"  + .env   {variable} (0600, git-ignored)")
     _show_json(name, path, pipelines)

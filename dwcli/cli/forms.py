@@ -26,6 +26,8 @@ from dwcli.errors import UsageError
 
 #: How many values a field holds, and how each is written on the command line.
 Shape = Literal["one", "list", "dict", "other"]
+#: Secrets that sources open to everybody do without: Enter says that there is none.
+OFTEN_NONE = ("token", "api_key")
 
 
 @dataclass(frozen=True)
@@ -338,7 +340,7 @@ def ask(
     fields = fields_of(model)
     for field in questions_of(model):
         if field.name not in got and is_question(field, fields, got):
-            answer = ask_field(field, source=source)
+            answer = ask_field(field, source=source, secret="none" if field.name in OFTEN_NONE else "type")
             answer = emptied(field) if answer is None else answer
             if answer is not None:
                 got[field.name] = answer
@@ -346,13 +348,16 @@ def ask(
     return got
 
 
-def ask_field(field: Field, default: Any = None, source: str = "") -> Any:
-    """One field's question; None where an optional one was passed over."""
+def ask_field(field: Field, default: Any = None, source: str = "", secret: str = "type") -> Any:
+    """One field's question; None where an optional one was passed over.
+
+    secret: the way to give a secret that Enter takes.
+    """
     from dwcli.cli import prompts
 
     default = field.default if default is None else default
     if field.secret and field.shape == "one":
-        return _ask_secret(field, default, source)
+        return _ask_secret(field, default, source, secret)
     if field.type is bool and field.shape == "one":
         return prompts.confirm(field.question, bool(default))
     if field.choices and field.shape == "one":
@@ -372,7 +377,7 @@ def emptied(field: Field) -> str | None:
     return "" if text and field.default else None
 
 
-def _ask_secret(field: Field, default: Any, source: str) -> Any:
+def _ask_secret(field: Field, default: Any, source: str, usual: str) -> Any:
     """A secret typed now, or the variable that will hold it; None for none.
 
     default: the reference that stands there now. A variable that is set already is what Enter takes.
@@ -383,7 +388,7 @@ def _ask_secret(field: Field, default: Any, source: str) -> Any:
     variable = match[1].strip() if match else secret_variable(source, field.name).lstrip("_")
     options = [("type", "type it (kept in .env)"), ("env", "environment variable")]
     options += [] if field.required else [("none", "there is none")]
-    way = prompts.choose(field.question, options, "env" if match or os.environ.get(variable) else "type")
+    way = prompts.choose(field.question, options, "env" if match or os.environ.get(variable) else usual)
     if way == "none":
         return None
     if way == "env":

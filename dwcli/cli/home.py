@@ -113,13 +113,16 @@ def _project_name(root: str) -> str:
 def _screen(name: str, root: str, lines: list[Line], now: datetime) -> str:
     failed = [line for line in lines if line.state in FAILED]
     new = [line for line in lines if line.state == "new"]
-    sources = len(_tab.sources(root))
-    parts = [name, _counted(sources, "source")]
-    if failed:
-        parts.append(f"{len(failed)} need{'s' if len(failed) == 1 else ''} attention")
-    width = max((len(line.name) for line in lines), default=0)
+    found = _tab.sources(root)
+    bare = [source for source, names in found if not names]
+    parts = [name, _counted(len(found), "source")]
+    if wrong := len(failed) + len(bare):
+        parts.append(f"{wrong} need{'s' if wrong == 1 else ''} attention")
+    width = max((len(shown) for shown in [*(line.name for line in lines), *bare]), default=0)
     body = [row for line in lines for row in _rows(f"  {line.name:<{width}}  ", line, now)]
-    return "\n".join(["  ".join(parts), *body, "", f"Next: {_next_step(sources, failed, new)}", ""])
+    body += [f"  {source:<{width}}  its file shows no pipelines" for source in bare]
+    step = "dw doctor" if bare else _next_step(len(found), failed, new)
+    return "\n".join(["  ".join(parts), *body, "", f"Next: {step}", ""])
 
 
 def _counted(number: int, noun: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 Check = Callable[[str], str]
 #: (value, what is shown)
 Option = tuple[str, str]
+PICKING = "type to filter, space to pick, enter to go on"
 
 
 def plain() -> bool:
@@ -163,15 +164,15 @@ def pick(message: str, options: Sequence[Option], picked: Sequence[str] = ()) ->
         choices=choices,
         use_search_filter=True,
         use_jk_keys=False,
-        instruction="type to filter, space to pick, enter to go on" if _is_wide() else "space picks",
+        instruction=PICKING if _fits(message, PICKING) else "space picks",
         validate=lambda chosen: bool(chosen) or "pick at least one (space)",
     )
     chosen = set(_answer(question))
     return [value for value, _ in options if value in chosen]
 
 
-def _is_wide() -> bool:
-    return shutil.get_terminal_size().columns >= 66
+def _fits(message: str, instruction: str) -> bool:
+    return len(f"? {message} {instruction} ") < shutil.get_terminal_size().columns
 
 
 def _answer(question: Any) -> Any:

@@ -38,7 +38,12 @@ def replay(
     from dwcli.pipeline.replay import Stretch, chosen_snapshots
     from dwcli.pipeline.replay import replay as load_again
     from dwcli.project import load_project
+<<<<<<< HEAD
     from dwcli.warehouse import connect
+=======
+    from dwcli.render.words import count
+    from dwcli.warehouse import connect, make_engine
+>>>>>>> h-user
 
     project = load_project(settings().project)
     url = warehouse_url_for(project)
@@ -53,6 +58,9 @@ def replay(
     with listening("auto", 1) as emit:
         result, error = load_again(job, partial(connect, url), stretch, emit)
     report(project, [result], alone=True)
+    if result["status"] == "success" and stretch.is_whole:
+        built = count(len(snapshots), "snapshot")
+        tell(f"The table was emptied, and built again from {built} in the lake.")
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error
     if result["status"] != "success":

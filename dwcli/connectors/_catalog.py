@@ -22,19 +22,22 @@ NUMBERS = ("bigint", "integer", "smallint", "numeric")
 
 
 def cursor_candidates(
-    columns: Sequence[Column], primary_key: Sequence[str], indexed: Collection[str]
+    columns: Sequence[Column],
+    primary_key: Sequence[str],
+    indexed: Collection[str],
+    unled: str = "no index: each run scans the table",
 ) -> tuple[CursorCandidate, ...]:
     """Columns that could tell new rows from old ones, best first, each with its reason.
 
     indexed: columns that lead an index. A NOT NULL change column with an index is `sure`; everything
-    else is a guess that a person confirms.
+    else is a guess that a person confirms. unled: what a run does for one without an index.
     """
     ranked: list[tuple[int, CursorCandidate]] = []
     for column in columns:
         base = re.sub(r"\(.*", "", column.type).strip()
         facts = [
             "not null" if not column.nullable else "can be null",
-            "indexed" if column.name in indexed else "no index: each run scans the table",
+            "indexed" if column.name in indexed else unled,
         ]
         solid = not column.nullable and column.name in indexed
         if base in TIMES and CHANGES.match(column.name):

@@ -66,8 +66,10 @@ def connect(config: Config) -> Client:
     path = Path(config.path).expanduser()
     if path.is_dir():
         client = Client(config, path, "")
-    elif path.exists() or not glob.has_magic(str(path)):
+    elif path.exists():
         client = Client(config, path.parent, path.name)
+    elif not glob.has_magic(str(path)):
+        raise _missing(path)
     else:
         parts = path.parts
         fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
@@ -123,7 +125,8 @@ def list_files(client: Client, query: str) -> list[Listed]:
         if not glob.has_magic(pattern):
             raise _missing(client.root / pattern)
         raise ResourceMissing(
-            f"no file matches {client.root / pattern}", hint=f"see what is there: ls {client.root}"
+            f"no file matches {_shown(client.root)}/{pattern}",
+            hint=f"see what is there: ls {_shown(client.root)}",
         )
     if not found:
         raise ResourceMissing(
@@ -177,6 +180,13 @@ def _missing(path: Path) -> ResourceMissing:
     above = next(parent for parent in [*path.parents, Path("/")] if parent.is_dir())
     wanted = path.relative_to(above).parts[0] if path.is_relative_to(above) else path.name
     there = sorted(entry.name for entry in above.iterdir())
+    like = nearest(wanted, there)
     return ResourceMissing(
-        f"{path} does not exist.{nearest(wanted, there)}", hint=f"see what is there: ls {above}"
+        f"{_shown(path)} does not exist{'.' if like else ''}{like}",
+        hint=f"see what is there: ls {_shown(above)}",
     )
+
+
+def _shown(path: Path) -> Path:
+    """A path without the detours that lead from the project folder to it."""
+    return path.resolve() if ".." in path.parts else path

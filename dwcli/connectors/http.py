@@ -47,6 +47,9 @@ EXTRA = "http"
 STAND_IN = "fake-gcs-server, graphql-core, and http.server in the manner of other APIs"
 QUERY = "an endpoint with its parameters, such as /orders?since={cursor}, or GraphQL"
 INCREMENTAL = "{cursor} in the query"
+#: What a run asks of an API, with its place in the query and without.
+SENT = "the API is asked for what is new"
+UNSENT = "all pages are read, as {cursor} is not in the query"
 TYPING = "inferred"
 STREAMING = True
 #: What `dw test-connection` says where `discover` finds nothing, as in most APIs.
@@ -287,7 +290,7 @@ def describe(client: Client, query: str) -> Resource:
         columns,
         primary_key=key,
         key_reason="each id once on the first page" if key else "",
-        cursors=cursor_candidates(columns, key, ()),
+        cursors=cursor_candidates(columns, key, (), SENT if "cursor" in query else UNSENT),
         kind="query" if target.graphql else "endpoint",
     )
 

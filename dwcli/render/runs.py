@@ -404,7 +404,7 @@ SCHEDULE_COLUMNS = (
     Column("EVERY", optional=1),
     Column("STATE", optional=3),
     Column("LAST OK", optional=2),
-    Column("NEXT"),
+    Column("DUE"),
 )
 
 

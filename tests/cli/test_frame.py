@@ -272,3 +272,11 @@ def test_what_others_do_at_the_end_is_done_and_nothing_printed_is_lost(environme
     )
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "printed thread handler", "")
+
+
+def test_home_names_a_source_whose_file_cannot_be_read(dw, project):
+    (project / "sources" / "erp.yaml").write_text("protocol: [mysql\n", "utf-8")
+    done = dw(cwd=project)
+    assert "erp  its file shows no pipelines" in done.stdout and done.stdout.endswith("Next: dw doctor\n")
+    assert "1 needs attention" in done.stdout
+    assert "erp.yaml, then: dw doctor" in dw("status", cwd=project).stderr

@@ -128,13 +128,14 @@ def _choose(person: Person, options: list[str], usual: str, wanted: str) -> None
 
 def _answer_secret(person: Person, one: forms.Field, value: Any) -> None:
     """Typed now; or, of a secret that the source does not have, that there is none."""
+    often_none = one.name in forms.OFTEN_NONE
     if value:
-        person.child.send(ENTER)
+        person.child.send(DOWN * often_none + ENTER)
         person.child.expect_exact("[hidden]")
         person.child.send(str(value) + ENTER)
     else:
         assert not one.required, f"{one.name} is needed, and the case has none"
-        person.child.send(UP + ENTER)
+        person.child.send(UP * (not often_none) + ENTER)
 
 
 def _pick(person: Person) -> None:

@@ -342,3 +342,10 @@ def test_memory_does_not_follow_the_size_of_the_file(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert int(done.stdout) < 400_000  # KB
+
+
+def test_a_folder_that_is_gone_is_named_and_not_a_file_in_it(tmp_path: Path):
+    source = create_connector({"protocol": "files", "path": str(tmp_path / "in" / ".." / "gone")})
+    with pytest.raises(ResourceMissing) as caught:
+        source.connect()
+    assert caught.value.message == f"{tmp_path / 'gone'} does not exist"
