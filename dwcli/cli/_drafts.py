@@ -10,11 +10,18 @@ from dwcli.errors import NameUnknown
 from dwcli.references import write_private
 
 
-def save_draft(root: Path, name: str, draft: dict[str, Any]) -> None:
-    """Keep the answers so far. Secret values are left out; references to them stay."""
+def save_draft(root: Path, name: str, draft: dict[str, Any]) -> str:
+    """Keep the answers so far. Secret values are left out; references to them stay.
+
+    What is in the way, or nothing: a full disk is no reason to stop asking.
+    """
     path = _path(root, name)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_private(path, json.dumps(_public(draft), indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_private(path, json.dumps(_public(draft), indent=1) + "\n")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def read_draft(root: Path, name: str) -> dict[str, Any]:

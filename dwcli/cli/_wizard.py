@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -29,9 +30,9 @@ from dwcli.cli._say import say, waiting
 from dwcli.cli.add_source import (
     ADDRESSES,
     DRAFT,
-    STOPPED,
     WRITES,
     failed_anyway,
+    leave,
     make_paths_absolute,
     open_connector,
     split_pipeline,
@@ -156,7 +157,13 @@ def _ask_more(project: Project, draft: dict[str, Any]) -> None:
 
 
 def _save(project: Project, draft: dict[str, Any]) -> None:
-    save_draft(project.root, DRAFT, draft)
+    if problem := save_draft(project.root, DRAFT, draft):
+        _tell_unsaved(problem)
+
+
+@cache
+def _tell_unsaved(problem: str) -> None:
+    say(f"  Note: the answers cannot be kept for --resume: {problem}", fold=True)
 
 
 def _ask_protocol() -> str:
@@ -248,8 +255,11 @@ def connect_or_fix(
         if answer == "save":
             return None
         if answer == "quit":
-            save(project, draft)
-            say(STOPPED if save is _save else "Nothing was changed.")
+            if save is _save:
+                leave(project, draft)
+            else:
+                save(project, draft)
+                say("Nothing was changed.")
             raise typer.Exit(1)
         if answer != "again":
             _ask_again(draft, answer)

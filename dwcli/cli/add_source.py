@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -289,6 +290,7 @@ def test_live(connector: Connector) -> ConnectionFailed | None:
     from dwcli.render.sources import WARNING
     from dwcli.render.words import duration
 
+    wide = 28 if shutil.get_terminal_size().columns >= 50 else 0
     say()
     say(f"  Testing {place_of(connector)}", fold=True)
     found = iter(checks(connector, ""))
@@ -299,7 +301,7 @@ def test_live(connector: Connector) -> ConnectionFailed | None:
             return None
         mark = "FAIL" if not check.ok else "!   " if check.layer == WARNING else "ok  "
         taken = duration(check.milliseconds / 1000) if mark == "ok  " else ""
-        say(f"    {mark}  {check.detail:<28} {taken}".rstrip(), fold=True)
+        say(f"    {mark}  {check.detail:<{wide}} {taken}".rstrip(), fold=True)
         if not check.ok:
             return ConnectionFailed(check.detail, check.layer, hint=check.hint)
 
@@ -602,9 +604,15 @@ def _kept_when_stopped(project: Project, draft: dict[str, Any]) -> Iterator[None
         yield
     except KeyboardInterrupt:
         if draft and not (project.root / "sources" / f"{draft.get('name')}.yaml").exists():
-            save_draft(project.root, DRAFT, draft)
-            say("\n" + STOPPED)
+            say()
+            leave(project, draft)
         raise
+
+
+def leave(project: Project, draft: dict[str, Any]) -> None:
+    """Keep the answers and say how to go on, or that they could not be kept."""
+    problem = save_draft(project.root, DRAFT, draft)
+    say(f"Stopped. The answers could not be saved: {problem}." if problem else STOPPED)
 
 
 def failed_anyway(error: DwError) -> str:

@@ -377,8 +377,11 @@ def _explained(error: DwError) -> str:
 
 
 def _fail_unexpectedly(error: Exception) -> int:
+    from dwcli.errors import NO_ROOM
     from dwcli.references import redact
 
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return _fail(DwError("the disk is full", why=str(error), hint="make room: df -h shows where"))
     secrets = known_secrets()
     text = redact(_traceback(error), secrets)
     path = _write_log(text)

@@ -153,7 +153,9 @@ def _stacked(
     from rich.console import Group
     from rich.text import Text
 
-    margin = max(width(escape(column.name)) for column in columns) + GAP
+    names = [width(escape(column.name)) for column in columns]
+    # a name that leaves its value no room stands above it, and moves no other
+    margin = max((wide for wide in names if wide <= screen - NARROWEST // 2), default=0) + GAP
     blocks: list[RenderableType] = []
     for number, row in enumerate(cells):
         if number:
@@ -188,7 +190,10 @@ def _labelled(label: Text, value: Text, margin: int, screen: int) -> RenderableT
     from rich.padding import Padding
 
     room = max(NARROWEST // 2, screen - margin)
-    if room < longest_word(value.plain) <= screen - GAP:
+    above = width(label.plain) >= margin
+    if above:
+        label.overflow, label.no_wrap = "fold", False
+    if above or room < longest_word(value.plain) <= screen - GAP:
         return Group(label, Padding(broken(value, screen - GAP), (0, 0, 0, GAP)))
     return marked(label, broken(value, room), margin)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -10,9 +11,10 @@ from datetime import timedelta
 
 import pytest
 
-from dwcli.cli import _say
+from dwcli.cli import _say, _wizard, add_source
 from dwcli.connectors._catalog import cursor_candidates
 from dwcli.contract import Column
+from dwcli.project import load_project
 from dwcli.render.preview import text
 
 
@@ -75,3 +77,16 @@ def test_columns_that_tell_of_changes_are_known_by_their_names(name: str):
 )
 def test_a_span_of_time_is_in_the_words_of_postgresql(hours: float, said: str):
     assert text(timedelta(hours=hours)) == said
+
+
+def test_a_full_disk_does_not_stop_the_questions(project, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dwcli.cli._drafts.write_private", full)
+    loaded = load_project(project)
+    _wizard._save(loaded, {"protocol": "sqlite"})
+    add_source.leave(loaded, {"protocol": "sqlite"})
+    said = capsys.readouterr().err
+    assert "cannot be kept for --resume: No space left on device" in said
+    assert said.endswith("Stopped. The answers could not be saved: No space left on device.\n")

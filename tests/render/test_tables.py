@@ -77,3 +77,10 @@ def test_one_thing_in_detail_leaves_out_what_is_not_known(screen):
         "      narrow screens are and so goes on",
         "      in the next line",
     ]
+
+
+def test_a_name_as_wide_as_the_screen_stands_above_its_value_whole(screen):
+    long = "東京" * 30
+    shown = screen(table([Column("id"), Column(long)], [["7", "42"]], 80), 80)
+    assert shown[0].split() == ["id", "7"]
+    assert "".join(line.strip() for line in shown[1:-1]) == long and shown[-1].strip() == "42"
