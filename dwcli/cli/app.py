@@ -258,7 +258,7 @@ def _no_room(error: OSError) -> DwError:
     return DwError(
         f"there is no room left for {error.filename or 'what is printed'}",
         why=error.strerror or "",
-        hint="make room, and run it again",
+        hint="make room: df -h shows where",
     )
 
 
@@ -377,11 +377,8 @@ def _explained(error: DwError) -> str:
 
 
 def _fail_unexpectedly(error: Exception) -> int:
-    from dwcli.errors import NO_ROOM
     from dwcli.references import redact
 
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return _fail(DwError("the disk is full", why=str(error), hint="make room: df -h shows where"))
     secrets = known_secrets()
     text = redact(_traceback(error), secrets)
     path = _write_log(text)

@@ -38,12 +38,8 @@ def replay(
     from dwcli.pipeline.replay import Stretch, chosen_snapshots
     from dwcli.pipeline.replay import replay as load_again
     from dwcli.project import load_project
-<<<<<<< HEAD
-    from dwcli.warehouse import connect
-=======
     from dwcli.render.words import count
-    from dwcli.warehouse import connect, make_engine
->>>>>>> h-user
+    from dwcli.warehouse import connect
 
     project = load_project(settings().project)
     url = warehouse_url_for(project)
