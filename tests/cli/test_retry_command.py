@@ -12,6 +12,7 @@ import pytest
 
 from dwcli.render.words import width
 from tests.cli.test_look_commands import on_screen
+from tests.waiting import until
 
 
 def rows_of(text):
@@ -77,10 +78,18 @@ def test_a_run_that_was_killed_runs_again(dw, shop, warehouse):
 
 
 def test_a_run_that_goes_on_is_left_alone(dw, shop, warehouse):
+    from dwcli.errors import PipelineLocked
     from dwcli.pipeline.lock import take_lock
 
+    def taken() -> bool:
+        try:
+            take_lock(warehouse, "shop.orders", "test")
+        except PipelineLocked:  # the server still has the session of the run that was killed
+            return False
+        return True
+
     dw("run", "orders", cwd=shop, DW_TEST_CRASH_AT="copied")
-    take_lock(warehouse, "shop.orders", "test")
+    until(taken)
     assert dw("retry", cwd=shop).stderr == "Nothing has failed.\n"
 
 
