@@ -1,4 +1,4 @@
-"""What keeps PostgreSQL from doing any statement: no room, a lock, a connection that broke."""
+"""What keeps PostgreSQL from doing any statement: no room, a lock, a limit of its own, a lost connection."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def trouble(error: BaseException, table: str = "") -> WarehouseError | None:
             "the warehouse takes no changes",
             why=error.diag.message_primary or "",
             hint="it is a standby, or read-only: name the primary in warehouse: (dw.yaml)",
+        )
+    if isinstance(error, psycopg.errors.ProgramLimitExceeded):
+        return WarehouseError(
+            f"{table or 'a table'} cannot hold a row",
+            why=f"{error.diag.message_primary}; a long text takes 18 bytes of it, a key 2.7 kB at most",
+            hint="read fewer columns, or the rarer ones as one JSON column, or choose a shorter key",
         )
     if isinstance(error, psycopg.OperationalError) and error.sqlstate in LOST:
         return WarehouseError(

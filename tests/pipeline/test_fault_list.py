@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import stat
@@ -77,6 +78,25 @@ def test_more_columns_than_a_table_can_have_are_refused_before_anything_is_chang
     outcome = run(warehouse_url, lake, batches([wide]))
     assert outcome.result["status"] == "failure"
     assert "1,600" in str(outcome.result["error"]) or "1600" in str(outcome.result["error"])
+    assert rows_of(warehouse, "select to_regclass('t')") == [(None,)]
+
+
+def test_a_row_that_is_too_wide_for_postgresql_says_what_to_leave_out(
+    warehouse_url: str, warehouse: Any, lake: Path
+) -> None:
+    wide = {f"c{number}": f"more than eighteen bytes in column {number}" for number in range(1500)}
+    outcome = run(warehouse_url, lake, batches([wide]))
+    assert outcome.result["status"] == "failure"
+    assert outcome.result["error"]["message"] == "t cannot hold a row"
+    assert "row is too big" in outcome.result["error"]["why"]
+    assert rows_of(warehouse, "select to_regclass('t')") == [(None,)]
+
+
+def test_a_key_that_is_too_long_for_an_index_says_so(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    noise = "".join(hashlib.sha256(str(number).encode()).hexdigest() for number in range(200))
+    outcome = run(warehouse_url, lake, batches([{"id": noise}]), write="merge", key=("id",))
+    assert outcome.result["status"] == "failure"
+    assert "a key 2.7 kB at most" in outcome.result["error"]["why"]
     assert rows_of(warehouse, "select to_regclass('t')") == [(None,)]
 
 
