@@ -53,6 +53,13 @@ def query(
     max_rows: Annotated[
         int | None, typer.Option(min=1, metavar="N", help=f"Rows at most; a screen shows {SCREENFUL}.")
     ] = None,
+    spreadsheet: Annotated[
+        bool,
+        typer.Option(
+            "--spreadsheet",
+            help="In csv and tsv: a ' before text that a spreadsheet would run as a formula.",
+        ),
+    ] = False,
 ) -> None:
     """Ask the warehouse in SQL; read-only unless --write."""
     if sql is not None and file is not None:
@@ -63,12 +70,14 @@ def query(
         open_shell(url, write)
         return
     chosen = _format(format, output)
+    if spreadsheet and chosen not in ("csv", "tsv"):
+        raise UsageError(f"--spreadsheet is for csv and tsv, not for {chosen}", hint="add --format csv")
     with closing(_connect(url, write)) as connection, sql_errors_shown(asked):
         begun = time.perf_counter()
         if write:
-            rows = _write(connection, asked, chosen, output, max_rows)
+            rows = _write(connection, asked, chosen, output, max_rows, spreadsheet)
         else:
-            rows = _show(*stream(connection, asked), chosen, output, max_rows)
+            rows = _show(*stream(connection, asked), chosen, output, max_rows, spreadsheet)
         if rows is not None:
             tell(_measure(rows, time.perf_counter() - begun))
 
@@ -162,7 +171,12 @@ def columns_of(cursor: psycopg.Cursor[Any]) -> list[ResultColumn]:
 
 
 def _write(
-    connection: psycopg.Connection, sql: str, format: Format, output: Path | None, max_rows: int | None
+    connection: psycopg.Connection,
+    sql: str,
+    format: Format,
+    output: Path | None,
+    max_rows: int | None,
+    spreadsheet: bool,
 ) -> int | None:
     """Run statements that may change things, all of them or none. Shows each answer they have."""
     shown: int | None = None
@@ -170,7 +184,9 @@ def _write(
         cursor = connection.execute(sql.encode())
         while True:
             if cursor.description:
-                shown = (shown or 0) + _show(columns_of(cursor), cursor, format, output, max_rows)
+                shown = (shown or 0) + _show(
+                    columns_of(cursor), cursor, format, output, max_rows, spreadsheet
+                )
             else:
                 tell(cursor.statusmessage or "done")
             if not cursor.nextset():
@@ -244,11 +260,13 @@ def _show(
     format: Format,
     output: Path | None,
     max_rows: int | None,
+    spreadsheet: bool,
 ) -> int:
     """Show an answer; how many rows it has."""
     from dwcli.render.console import write_text
-    from dwcli.render.results import csv_lines, json_lines, tsv_lines, write_parquet
+    from dwcli.render.results import csv_lines, json_lines, tsv_lines, without_formulas, write_parquet
 
+    rows = without_formulas(columns, rows) if spreadsheet else rows
     wanted = rows if max_rows is None else islice(rows, max_rows)
     if format == "table" and output is None:
         return _show_table(columns, rows, max_rows or SCREENFUL)

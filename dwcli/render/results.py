@@ -37,6 +37,8 @@ LONGEST_WHOLE = 36
 #: Values are not folded below this: a short word per line is hard to read.
 NARROW_VALUES = 16
 JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+#: How a formula begins for a spreadsheet.
+FORMULAS = frozenset("=+-@\t\r")
 MOMENT = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?)(\+00)?")
 
 
@@ -80,6 +82,19 @@ def csv_field(value: str | None) -> str:
     if value in ("", "\\.") or value != value.strip() or any(mark in value for mark in ',"\r\n'):
         return '"' + value.replace('"', '""') + '"'
     return value
+
+
+def without_formulas(columns: Sequence[ResultColumn], rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows with a ' before each text that a spreadsheet would take for a formula. Numbers stay.
+
+    See OWASP, "CSV Injection".
+    """
+    texts = [column.oid not in NUMBERS for column in columns]
+    for row in rows:
+        yield [
+            f"'{value}" if text and value and value[0] in FORMULAS else value
+            for value, text in zip(row, texts, strict=True)
+        ]
 
 
 def tsv_lines(columns: Sequence[ResultColumn], rows: Iterable[Row]) -> Iterator[str]:

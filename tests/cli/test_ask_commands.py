@@ -45,6 +45,15 @@ def test_an_answer_as_json_keeps_every_digit(dw, shop):
     assert (row["nothing"], row["empty"], row["text"]) == (None, "", "tab\t[red]\x1b[31m")
 
 
+def test_formulas_are_exact_text_unless_a_spreadsheet_is_to_open_them(dw, shop):
+    sql = "select '=1+2' as a, '@x' as b, -5 as c, 'a=b' as d, null as e"
+    assert dw("query", sql, "--format", "csv", cwd=shop).stdout == "a,b,c,d,e\n=1+2,@x,-5,a=b,\n"
+    done = dw("query", sql, "--format", "csv", "--spreadsheet", cwd=shop)
+    assert done.stdout == "a,b,c,d,e\n'=1+2,'@x,-5,a=b,\n"
+    refused = dw("query", sql, "--json", "--spreadsheet", cwd=shop)
+    assert refused.returncode == 2 and "add --format csv" in refused.stderr
+
+
 def test_csv_tells_null_from_empty(dw, shop):
     done = dw("query", "select null as a, '' as b", "--format", "csv", cwd=shop)
     assert done.stdout == 'a,b\n,""\n'
