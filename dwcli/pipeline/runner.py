@@ -70,7 +70,7 @@ from dwcli.staging import (
 )
 from dwcli.staging.audit import ensure_log, mark_interrupted
 from dwcli.staging.dw_schema import ensure_catalogue, is_postgres
-from dwcli.staging.loader import finish_load, open_load
+from dwcli.staging.loader import finish_load, note_absent, open_load
 from dwcli.staging.plan import Counts, Load
 from dwcli.staging.state import (
     State,
@@ -284,6 +284,7 @@ def _load_and_commit(run: Run, data: psycopg.Connection) -> None:
             crashpoints.reached("begin")
             pump(run, result, load, partial(close, connector))
             crashpoints.reached("copied")
+            note_absent(load)
             state = settle_cursor(run, load, state, cursor)
             _tell_of_lost_place(run, connector, cursor)
             note_deletions(run, connector, load)

@@ -32,6 +32,7 @@ from dwcli.staging.copying import abandon_copy, copy_frame, create_temporary, en
 from dwcli.staging.deleting import delete_gone
 from dwcli.staging.dw_schema import (
     ADDED_COLUMNS,
+    Change,
     Table,
     add_run_columns,
     canonical,
@@ -43,6 +44,7 @@ from dwcli.staging.dw_schema import (
     frame_types,
     is_postgres,
     names_for,
+    note_changes,
     planned,
     raw,
     read_table,
@@ -160,6 +162,7 @@ def _read(path: Path) -> pl.DataFrame:
 
 def load_frame(load: Load, frame: pl.DataFrame, declared: Types, label: str, ingested_at: datetime) -> int:
     """Load one batch into the sink, after making or widening it. Returns its rows."""
+    load.seen.update(frame.columns)
     frame, declared = settle(frame, dict(declared))
     frame, changed = holdable(frame, declared)
     load.values_changed = merged_counts([load.values_changed, changed])
@@ -280,6 +283,26 @@ def _create_stage(load: Load, types: Types) -> Table:
     stage = Table("", load.stage_name, columns, names)
     create_temporary(load.connection, stage)
     return stage
+
+
+def note_absent(load: Load) -> None:
+    """Keep among the changes, once, which columns of the table the source has not given (any more).
+
+    Call it after `complete_rows`. A renamed column is one that is new and one that is absent.
+    """
+    table = load.target
+    if table is None or table.created or not load.rows:
+        return
+    absent = [column for source, column in table.names.items() if source not in load.seen]
+    told = [f"column {column} was not in what was read: it stays, NULL in new rows" for column in absent]
+    known = load.connection.execute(
+        "select change from etl_schema_history"
+        " where table_schema = %s and table_name = %s and change = any(%s)",
+        (table.schema, table.name, told),
+    ).fetchall()
+    changes = [Change(words, sql.SQL("").format()) for words in told if (words,) not in known]
+    note_changes(load.connection, table, changes, load.plan.run_id)
+    load.changes += changes
 
 
 def leave_out_nulls(load: Load, source_column: str) -> int:

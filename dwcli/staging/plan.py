@@ -55,6 +55,8 @@ class Load:
     changes: list[Change] = field(default_factory=list)
     values_changed: dict[str, int] = field(default_factory=dict)
     replaces: list[Mapping[str, str]] = field(default_factory=list)
+    #: source columns that some batch had
+    seen: set[str] = field(default_factory=set)
     #: soft or hard, and the keys (as text) that are `gone` from the source or there again
     gone: tuple[str, pl.DataFrame] | None = None
     #: name of the temporary table that rows wait in

@@ -66,9 +66,12 @@ def test_a_column_becomes_wider_and_what_was_in_it_reads_the_same(
 def test_a_column_that_the_source_drops_or_renames_stays(
     warehouse_url: str, warehouse: Any, lake: Path
 ) -> None:
-    for row in ({"id": 1, "old": "a"}, {"id": 2, "new": "b"}):
-        run(warehouse_url, lake, batches([row]), write="merge", key=("id",))
-    assert rows_of(warehouse, "select id, old, new from t order by id") == [(1, "a", None), (2, None, "b")]
+    told = []
+    for row in ({"id": 1, "old": "a"}, {"id": 2, "new": "b"}, {"id": 2, "new": "c"}):
+        outcome = run(warehouse_url, lake, batches([row]), write="merge", key=("id",))
+        told.append([words for words in outcome.result["schema_changes"] if "not in what was read" in words])
+    assert rows_of(warehouse, "select id, old, new from t order by id") == [(1, "a", None), (2, None, "c")]
+    assert told == [[], ["column old was not in what was read: it stays, NULL in new rows"], []]
 
 
 def test_more_columns_than_a_table_can_have_are_refused_before_anything_is_changed(
