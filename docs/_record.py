@@ -36,7 +36,7 @@ PATIENCE = 60
 KEY, PAUSE, READ = 0.05, 0.6, 2.0
 #: A picture that is shown shorter than this is left out of the SVG.
 SHORTEST = 0.19
-ENTER, ERASE, SPACE, DOWN = "\r", "\x15", " ", "\x1b[B"
+ENTER, ERASE, DOWN = "\r", "\x15", "\x1b[B"
 #: What is typed instead of a line of the page, and (what is then seen, the keys that answer it).
 ASKED = {
     "dw init shop --yes": (
@@ -50,8 +50,8 @@ ASKED = {
             ("/ files", ENTER),
             ("Name", ERASE + "sales" + ENTER),
             ("such as data/", "data/orders-*.csv" + ENTER),
-            ("Which tables?", SPACE),
-            ("●", ENTER),
+            ("Ready to connect?", ENTER),
+            ("Which files?", ENTER),
             ("Key", ENTER),
             ("Cursor", ENTER),
             ("Write", ENTER),

@@ -315,7 +315,10 @@ def place_of(connector: Connector) -> str:
     found = (getattr(config, name, "") for name in (*ADDRESSES, "endpoint"))
     address = next((value for value in found if isinstance(value, str | Path) and str(value)), None)
     place = str(address or connector.protocol)
-    return str(Path(place).resolve()) if place.startswith("/") and "/../" in place else place
+    if not place.startswith("/"):
+        return place
+    place = str(Path(place).resolve()) if "/../" in place else place
+    return place.removeprefix(f"{Path.cwd()}/")
 
 
 # -- pipelines ----------------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ class Ended:
     output: str
 
 
+#: pid → exit code of runs whose end was told while another began.
+_EARLY: dict[int, int] = {}
+
+
 @contextlib.contextmanager
 def forker() -> Iterator[subprocess.Popen[str]]:
     """The process that forks. Without threads of numpy's, which a fork would lose."""
@@ -56,24 +60,22 @@ def forker() -> Iterator[subprocess.Popen[str]]:
 def start(
     process: subprocess.Popen[str], folder: Path, words: Sequence[str], crash: str, output: Path
 ) -> int:
-    """Begin `dw words` in a folder, to die at the place `crash` where that is not empty. Returns its pid.
-
-    Of runs that are begun together, begin all before the end of any is awaited.
-    """
+    """Begin `dw words` in a folder, to die at the place `crash` where that is not empty. Returns its pid."""
     assert process.stdin is not None
     asked = {"words": list(words), "folder": str(folder), "crash": crash, "output": str(output)}
     print(json.dumps(asked), file=process.stdin, flush=True)
-    return int(_answer(process)["pid"])
+    while "code" in (answer := _answer(process)):  # another has ended meanwhile
+        _EARLY[answer["pid"]] = answer["code"]
+    return int(answer["pid"])
 
 
 def ended(process: subprocess.Popen[str], output: Mapping[int, Path]) -> dict[int, Ended]:
     """Wait until these runs, by pid, have ended."""
-    found: dict[int, Ended] = {}
-    while len(found) < len(output):
+    codes = {pid: _EARLY.pop(pid) for pid in output if pid in _EARLY}
+    while len(codes) < len(output):
         answer = _answer(process)
-        pid = int(answer["pid"])
-        found[pid] = Ended(int(answer["code"]), output[pid].read_text("utf-8", "replace"))
-    return found
+        codes[answer["pid"]] = answer["code"]
+    return {pid: Ended(code, output[pid].read_text("utf-8", "replace")) for pid, code in codes.items()}
 
 
 def run(process: subprocess.Popen[str], folder: Path, *words: str, crash: str = "") -> Ended:
