@@ -268,7 +268,7 @@ def parts() -> Iterator[Part]:
     by_chance = [at_random(every_write[n % 4], n % 5 == 0) for n in range(64)]
     yield part("random", "kills at any moment, five before a run may end", by_chance, 5)
     yield part("races", "times three runs of one pipeline were begun at once", [raced] * 20, 10)
-    yield part("commits", "COMMITs whose connection was cut", [cut(WRITES[n % 3]) for n in range(9)], 6)
+    yield part("commits", "COMMITs whose connection was cut", [cut(WRITES[n % 3]) for n in range(12)], 5)
     late_runs = [late_commits(("at", "id")[n % 2]) for n in range(10)]
     what = f"runs while {late.WRITERS} writers committed late, and then none was missing"
     yield part("late", what, late_runs, late.RUNS)
