@@ -81,16 +81,21 @@ class Connector:
         items = self.module.read(self.client, query, cursor or Cursor())
         return IngestionResult(success=True, protocol=self.protocol, items=items)
 
+    @property
+    def is_database(self) -> bool:
+        """Whether rows stay where they are: it can give the keys of all of them alone."""
+        return hasattr(self.module, "keys")
+
     def keys(self, query: str, key: Sequence[str]) -> Iterator[IngestedItem]:
         """The key columns of every row; of a source that cannot give them alone, every column."""
-        if hasattr(self.module, "keys"):
+        if self.is_database:
             yield from self.module.keys(self.client, query, key)
         else:
             yield from self.module.read(self.client, query, Cursor())
 
     def holds_states(self, query: str, key: Collection[str]) -> bool:
         """Whether a row is all that the source holds of its key: that of a table with this primary key."""
-        if not hasattr(self.module, "keys"):
+        if not self.is_database:
             return False
         resource = self.describe(query)
         own = set(resource.primary_key)
