@@ -524,6 +524,10 @@ def _undo(run: Run, data: psycopg.Connection) -> None:
 
 
 def _hang_up(data: psycopg.Connection) -> None:
+    """End the session, and let go of the lock first where that can be said: a busy server ends it later."""
+    with contextlib.suppress(Exception):
+        if data.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            data.execute("select pg_advisory_unlock_all()")
     with contextlib.suppress(Exception):
         data.close()
 
