@@ -102,7 +102,10 @@ def make_other_table(source: str, target: str) -> None:
 
 
 def change(source: str, number: int) -> None:
-    """Change one row in a hundred, in a transaction that ends before anybody reads."""
+    """Change one row in a hundred, in a transaction that ends before anybody reads.
+
+    They are read once: the first reader after a change writes into each page that the change is committed.
+    """
     with psycopg.connect(source, autocommit=True) as connection:
         connection.execute(
             sql.SQL(
@@ -111,6 +114,7 @@ def change(source: str, number: int) -> None:
                 + " WHERE id % {part} = {number}"
             ).format(part=sql.Literal(PART), number=sql.Literal(number))
         )
+        connection.execute("SELECT sum(total) FROM changing WHERE status = 'changed'")
 
 
 def settle(target: str) -> None:
