@@ -115,8 +115,13 @@ def _at(path: Path, mark: Any, problem: str, hint: str = "") -> ConfigError:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for a mistyped word, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    match = closest(word, known)
+    return f" Did you mean '{match}'?" if match else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The known word that a mistyped one is nearest to, or nothing."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), "")
 
 
 def problems(error: ValidationError, known: Iterable[str]) -> list[tuple[tuple[str | int, ...], str]]:

@@ -12,6 +12,7 @@ from dwcli.references import environment
 
 if TYPE_CHECKING:
     from dwcli.project import Project
+    from dwcli.warehouse.embedded import Server
 
 
 def warehouse_url_for(project: Project, explicit: str | None = None) -> str:
@@ -24,9 +25,19 @@ def warehouse_url_for(project: Project, explicit: str | None = None) -> str:
     url = resolve_url(explicit, environment(project.root / ".env"), project.config.warehouse, project.root)
     if url != "embedded":
         return url
-    home = server_home(project)
-    with waiting("starting the warehouse"):
-        return embedded.url(embedded.running(home) or embedded.start(home))
+    server, _ = started(server_home(project))
+    return embedded.url(server)
+
+
+def started(home: Path, port: int | None = None) -> tuple[Server, bool]:
+    """The server of a folder, started if it is down, and whether that was so."""
+    from dwcli.warehouse import embedded
+
+    running = embedded.running(home)
+    if running:
+        return running, False
+    with waiting("starting Postgres"):
+        return embedded.start(home, port), True
 
 
 def warehouse_anywhere(explicit: str | None = None) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dwcli.cli import prompts
-from dwcli.cli._say import command_line, say, waiting
+from dwcli.cli._say import command_line, say
 from dwcli.cli._secrets import ignore, write_secret
 from dwcli.cli.settings import can_ask, settings
 from dwcli.errors import AnswerMissing, DwError, UsageError
@@ -281,7 +281,7 @@ def _try_warehouse(url: str) -> None:
 
 def _prove(project: Project, port: int | None) -> dict[str, Any]:
     """Start the warehouse, write and read a row, make the audit table; says so line by line."""
-    from dwcli.cli._warehouse import server_home, warehouse_url_for
+    from dwcli.cli._warehouse import server_home, started, warehouse_url_for
     from dwcli.staging.audit import ensure_log
     from dwcli.warehouse import connect, embedded, mask_url, resolve_url
 
@@ -289,10 +289,8 @@ def _prove(project: Project, port: int | None) -> dict[str, Any]:
     begun = time.perf_counter()
     if resolve_url(None, _environment(project), project.config.warehouse, project.root) == "embedded":
         home = server_home(project)
-        before = embedded.running(home)
-        with waiting("starting Postgres"):
-            server = before or embedded.start(home, port)
-        word = "runs" if before else "started"
+        server, was_down = started(home, port)
+        word = "started" if was_down else "runs"
         seconds = time.perf_counter() - begun
         say(f"  ok  Postgres {server.version} {word} on 127.0.0.1:{server.port}   ({seconds:.1f} s)")
         facts |= {"host": "127.0.0.1", "port": server.port}

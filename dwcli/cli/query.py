@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shutil
@@ -230,6 +229,7 @@ def _hint(error: psycopg.Error) -> str:
 
 def _table_meant(said: str) -> str:
     """The table that a name which does not exist is nearest to, among those of the project."""
+    from dwcli.documents import closest
     from dwcli.project import load_project, pipelines_of
 
     try:
@@ -238,8 +238,8 @@ def _table_meant(said: str) -> str:
         return ""
     asked = said.partition('"')[2].rpartition('"')[0].rpartition(".")[2].lower()
     names = {table.lower(): quoted(schema, table) for schema, table in tables}
-    near = difflib.get_close_matches(asked, names, n=1)
-    return f"did you mean {names[near[0]]}?" if near else "dw status lists what is loaded"
+    near = closest(asked, names)
+    return f"did you mean {names[near]}?" if near else "dw status lists what is loaded"
 
 
 def quoted(schema: str, table: str) -> str:

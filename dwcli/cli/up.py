@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dwcli.cli._say import say, waiting
+from dwcli.cli._say import say
 from dwcli.cli.settings import settings
 
 
 def up() -> None:
     """Start the project's own warehouse; one that runs stays as it is."""
-    from dwcli.cli._warehouse import own_server_home
+    from dwcli.cli._warehouse import own_server_home, started
     from dwcli.project import load_project
-    from dwcli.warehouse import embedded
 
-    home = own_server_home(load_project(settings().project), "up")
-    before = embedded.running(home)
-    with waiting("starting Postgres"):
-        server = before or embedded.start(home)
-    word = "is up" if before else "started"
+    server, was_down = started(own_server_home(load_project(settings().project), "up"))
+    word = "started" if was_down else "is up"
     say(f"ok  warehouse {word}: Postgres {server.version} on 127.0.0.1:{server.port}")
     if settings().json:
         from dwcli.render.console import print_json
@@ -24,7 +20,7 @@ def up() -> None:
         print_json(
             {
                 "ok": True,
-                "started": before is None,
+                "started": was_down,
                 "host": "127.0.0.1",
                 "port": server.port,
                 "pid": server.pid,

@@ -294,6 +294,8 @@ def note_absent(load: Load) -> None:
     if table is None or table.created or not load.rows:
         return
     absent = [column for source, column in table.names.items() if source not in load.seen]
+    if not absent:
+        return
     told = [f"column {column} was not in what was read: it stays, NULL in new rows" for column in absent]
     known = load.connection.execute(
         "select change from etl_schema_history"
