@@ -339,7 +339,9 @@ class Dashboard(App[None]):
     @on(Looked)
     def take(self, looked: Looked) -> None:
         """Show what a look found. With the warehouse down, the runs that were known stay."""
-        header = self.screen_stack[0].query_one("#header", Static)
+        header = next(iter(self.screen_stack[0].query("#header").results(Static)), None)
+        if header is None:  # a look that ended while the app does
+            return
         if looked.found is None:
             header.update(Text(escape(looked.problem)))
             header.add_class("down")
