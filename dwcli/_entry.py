@@ -26,6 +26,8 @@ def main() -> None:
     os.environ.setdefault("MIMALLOC_ARENA_EAGER_COMMIT", "0")
     # Nothing here multiplies matrices: NumPy's threads for that would only wait, and keep a core warm.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # It would look through every installed package for plugins, which nobody has here.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     codes: list[int] = []
     atexit.register(_leave, codes)  # first in, last out: what others do at the end is done by then
     try:

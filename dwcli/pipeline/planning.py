@@ -403,7 +403,7 @@ def _schema(
         return Schema(known=False, new_table=table is None)
     typing = literals(protocol).get("TYPING")
     if table is None:
-        made, change = new_table(job.schema, job.table, types)
+        made, change = new_table(job.schema, job.table, types, updated=loading.write == "merge")
         columns = dict(made.columns) | (HISTORY_COLUMNS if loading.write == "scd2" else {})
         shown = tuple(PlannedColumn(name, _type(kind)) for name, kind in columns.items())
         return Schema(True, typing, True, shown, ddl=_statements([change], connection))

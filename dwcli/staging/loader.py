@@ -254,7 +254,14 @@ def _ensure_target(load: Load, types: Types, frame: pl.DataFrame | None) -> Tabl
     if load.target is None or load.plan.contract != "freeze":
         if load.target is None:
             table, changes = ensure_table(
-                load.connection, load.schema, load.table, types, frame, plan.run_id, complete=False
+                load.connection,
+                load.schema,
+                load.table,
+                types,
+                frame,
+                plan.run_id,
+                complete=False,
+                updated=plan.write == "merge",
             )
         else:
             table, changes = evolve(load.connection, load.target, types, frame, plan.run_id)

@@ -57,7 +57,6 @@ def merge(load: Load, stage: Table, key: list[str]) -> tuple[int, int]:
     casts = [cast_sql(name, stage.columns[name], target.columns[name]) for name in columns]
     values = [name for name in columns if name not in key and name not in ADDED_COLUMNS]
     updates = [name for name in columns if name not in key]
-    load.connection.execute(sql.SQL("analyze {}").format(stage.identifier))
     row = load.connection.execute(
         sql.SQL(
             "with merged as (insert into {target} as old ({columns})"

@@ -104,6 +104,20 @@ def test_merge_inserts_new_rows_and_updates_changed_ones(
     assert (outcome.result["rows_inserted"], outcome.result["rows_updated"]) == (1, 1)
 
 
+def test_an_update_finds_room_on_the_page_of_its_row(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    rows = [{"id": number, "at": day(1), "v": number} for number in range(2_000)]
+    pages = "select id, (ctid::text::point)[0] from t where id % 100 = 0 order by id"
+    merge(warehouse_url, lake, rows)
+    before = rows_of(warehouse, pages)
+    merge(warehouse_url, lake, [{**row, "v": -1} for row in rows[::100]])
+    run(warehouse_url, lake, batches(rows), table="appended")
+
+    assert rows_of(warehouse, "select count(*) from t where v = -1") == [(20,)]
+    assert rows_of(warehouse, pages) == before
+    options = "select relname, reloptions from pg_class where relname in ('t', 'appended') order by 1"
+    assert rows_of(warehouse, options) == [("appended", None), ("t", ["fillfactor=90"])]
+
+
 @pytest.mark.parametrize("loaded_before", [False, True])
 def test_of_several_rows_with_one_key_the_newest_wins(
     warehouse_url: str, warehouse: Any, lake: Path, loaded_before: bool
@@ -378,6 +392,14 @@ def test_nul_characters_are_taken_out_and_counted(warehouse_url: str, warehouse:
 
     assert rows_of(warehouse, "select a from t order by a") == [("clean",), ("xy",)]
     assert outcome.result["values_changed"] == {"a: NUL removed": 1, "j: NUL removed": 1}
+
+
+def test_one_nul_far_down_a_batch_is_found(warehouse_url: str, warehouse: Any, lake: Path) -> None:
+    values = [None, "", "a text that is no short one", *(f"row {number}" for number in range(20_000)), "x\0y"]
+    outcome = run(warehouse_url, lake, batches([{"a": value} for value in values]))
+
+    assert outcome.result["values_changed"] == {"a: NUL removed": 1}
+    assert rows_of(warehouse, "select count(*), count(a), max(a) from t") == [(20_004, 20_003, "xy")]
 
 
 def test_views_grants_and_indexes_survive_every_disposition(
