@@ -82,7 +82,7 @@ def _without_nul(column: pl.Series, json: bool) -> pl.Series:
 
 
 def _has_nul(column: pl.Series) -> bool:
-    """Whether NUL is in any of these texts: looked for in all of them at once, some thousand rows at a time."""
+    """Whether NUL is in any of these texts: looked for in some thousand of them at once."""
     for start in range(0, column.len(), SLICE_ROWS):
         texts = column.slice(start, SLICE_ROWS).to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()[2]
         if texts and not np.frombuffer(texts, np.uint8).min():

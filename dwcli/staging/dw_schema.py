@@ -45,8 +45,8 @@ ADDED_COLUMNS = {
 }
 #: Those of them that are alike in all rows of a run.
 RUN_COLUMNS = ("_loaded_at", "_ingested_at", "_run_id")
-#: A table whose rows are updated keeps a tenth of each page free: the new form of a row stays on its page, and
-#: no index learns of it (HOT). A merge of one row in a hundred takes a quarter less.
+#: A table whose rows are updated keeps a tenth of each page free: the new form of a row stays on its page,
+#: and no index learns of it (HOT). A merge of one row in a hundred takes a quarter less.
 ROOM = " with (fillfactor = 90)"
 #: When a row was found to be gone from the source, in tables of pipelines with `deletes: soft`.
 DELETED_AT = "_deleted_at"
