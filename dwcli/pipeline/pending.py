@@ -102,7 +102,7 @@ def _load_snapshot(run: Run, data: psycopg.Connection, path: Path, manifest: Man
             rows_loaded = %s, rows_read = %s, rows_inserted = %s, rows_updated = %s, rows_deleted = %s,
             rows_rejected = %s, parquet_files = %s, bytes_staged = %s, cursor_from = %s, cursor_to = %s,
             values_changed = %s, snapshot = %s
-        where run_id = %s
+        where run_id = %s and status <> 'success'
         """,
         (
             counts.rows,

@@ -59,6 +59,20 @@ DETAILS = {
 #: `dw status` and `dw run --due` ask for the last runs of each pipeline.
 INDEX = "etl_audit_log_by_pipeline"
 CREATE_INDEX = f"CREATE INDEX IF NOT EXISTS {INDEX} ON etl_audit_log (pipeline_name, started_at DESC)"
+#: What was loaded stays told. A failure may become a success yet: the next run loads what lies in the lake.
+APPEND_ONLY = """
+create or replace function etl_audit_log_append_only() returns trigger language plpgsql as $$
+begin
+    raise exception 'etl_audit_log is append-only: what it says of runs stays'
+        using errcode = 'restrict_violation',
+              hint = 'to prune it: alter table etl_audit_log disable trigger user, and enable it again';
+end $$;
+create trigger etl_audit_log_append_only before update on etl_audit_log for each row
+    when (old.status = 'success' and old is distinct from new)
+    execute procedure etl_audit_log_append_only();
+create trigger etl_audit_log_no_delete before delete or truncate on etl_audit_log
+    for each statement execute procedure etl_audit_log_append_only();
+"""
 LOCK_KEY = 7_206_001  # arbitrary; serializes the making of dw's own tables
 
 
@@ -91,7 +105,11 @@ def ensure_log(session: psycopg.Connection) -> None:
     )
     for statement in _additions([name for (name,) in columns]):
         session.execute(statement.encode())
-    _ensure_index(session)
+    _ensure_once(session, "SELECT to_regclass(%s)", INDEX, CREATE_INDEX)
+    triggers = (
+        "SELECT max(tgname) FROM pg_trigger WHERE tgrelid = to_regclass('etl_audit_log') AND tgname = %s"
+    )
+    _ensure_once(session, triggers, "etl_audit_log_append_only", APPEND_ONLY)
 
 
 def _create(number: str) -> str:
@@ -108,15 +126,15 @@ def _additions(present: Collection[str]) -> list[str]:
     ]
 
 
-def _ensure_index(session: psycopg.Connection) -> None:
-    """Make the index, once: IF NOT EXISTS alone would wait for whoever is writing to the log."""
+def _ensure_once(session: psycopg.Connection, look: str, name: str, statements: str) -> None:
+    """Make what belongs to the log, once: IF NOT EXISTS alone would wait for whoever is writing to it."""
     from psycopg.errors import InsufficientPrivilege
 
-    if session.execute("SELECT to_regclass(%s)", (INDEX,)).fetchone() != (None,):
+    if session.execute(look.encode(), (name,)).fetchone() != (None,):
         return
     # a table of another role's works without it
     with suppress(InsufficientPrivilege), session.transaction():
-        session.execute(CREATE_INDEX.encode())
+        session.execute(statements.encode())
 
 
 def write_audit_record(

@@ -19,6 +19,7 @@ from dwcli.cli import _doctor_project as checks_here
 from dwcli.cli import _doctor_warehouse as checks_there
 from dwcli.pipeline.lock import take_lock
 from dwcli.render.words import width
+from tests.audit_log import rewrite
 from tests.cli.test_look_commands import ESCAPES, insert_run
 
 
@@ -378,9 +379,10 @@ def test_a_run_under_way_is_left_alone(dw, well, warehouse, warehouse_url):
 
 
 def test_pipelines_that_are_late_are_told(dw, well, warehouse):
-    warehouse.execute(
+    rewrite(
+        warehouse,
         "update etl_audit_log set started_at = now() - interval '9 hours',"
-        " finished_at = now() - interval '9 hours'"
+        " finished_at = now() - interval '9 hours'",
     )
     code, checks = found(dw, well, "--no-sources")
     assert code == 0

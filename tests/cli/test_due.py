@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import psycopg
 import pytest
 
+from tests.audit_log import rewrite
 from tests.cli.loaded import make_project
 
 URL = "${env:ALERT_URL}"
@@ -26,12 +27,12 @@ def due(dw, shop, *words, **more):
 
 def age(warehouse, pipeline, interval):
     """Make the past of a pipeline older."""
-    changed = warehouse.execute(
+    assert rewrite(
+        warehouse,
         "update etl_audit_log set started_at = started_at - %s::interval,"
         " finished_at = finished_at - %s::interval where pipeline_name = %s",
         (interval, interval, pipeline),
     )
-    assert changed.rowcount
 
 
 @pytest.fixture

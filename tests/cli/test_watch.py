@@ -19,6 +19,7 @@ from textual.widgets import Input, RichLog, Sparkline, Static
 from dwcli.cli.watch import TAIL_BYTES, dashboard_of, log_tail, looker, progress
 from dwcli.project import load_project
 from dwcli.render.dashboard import Ask, Detail
+from tests.audit_log import rewrite
 from tests.cli.conftest import DW
 from tests.cli.test_look_commands import insert_run
 
@@ -54,7 +55,9 @@ async def until(pilot, true, seconds=30):
 def insert_newest(warehouse, pipeline, status, **more):
     """A run that began this moment."""
     insert_run(warehouse, pipeline, status, 0, **more)
-    warehouse.execute("update etl_audit_log set started_at = now() where run_id like %s", [f"{pipeline}-0-%"])
+    rewrite(
+        warehouse, "update etl_audit_log set started_at = now() where run_id like %s", [f"{pipeline}-0-%"]
+    )
 
 
 def names(app, pane):

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from dwcli.staging import ensure_audit_table
 from dwcli.staging.audit import INDEX, latest_runs
 from dwcli.warehouse import connect, make_engine
+from tests.audit_log import rewrite
 
 
 @pytest.fixture
@@ -45,6 +46,35 @@ def test_a_warehouse_of_an_older_dw_gets_the_index(engine, warehouse):
     ensure_audit_table(engine)
     ensure_audit_table(engine)
     assert indexed(warehouse) == ["pipeline_name, started_at DESC)"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from etl_audit_log where run_id = '1-2'",
+        "truncate etl_audit_log",
+        "update etl_audit_log set rows_loaded = 5 where run_id = '1-1'",
+        "update etl_audit_log set status = 'failure' where run_id = '1-1'",
+    ],
+)
+def test_what_the_log_says_of_loaded_runs_stays(engine, warehouse, statement):
+    ensure_audit_table(engine)
+    fill(warehouse, 1, 2)
+    with pytest.raises(psycopg.errors.RestrictViolation, match="append-only") as refused:
+        warehouse.execute(statement)
+    assert "disable trigger user" in refused.value.diag.message_hint
+    told = warehouse.execute("select run_id, status, rows_loaded from etl_audit_log order by 1").fetchall()
+    assert told == [("1-1", "success", None), ("1-2", "failure", None)]
+    warehouse.execute("update etl_audit_log set status = 'success' where run_id = '1-2'")
+
+
+def test_a_log_of_an_older_dw_becomes_append_only(engine, warehouse):
+    ensure_audit_table(engine)
+    warehouse.execute("drop function etl_audit_log_append_only cascade")
+    ensure_audit_table(engine)
+    ensure_audit_table(engine)
+    with pytest.raises(psycopg.errors.RestrictViolation):
+        warehouse.execute("delete from etl_audit_log")
 
 
 def test_the_index_that_is_there_waits_for_nobody(engine, warehouse, warehouse_url):
@@ -92,5 +122,5 @@ def test_the_last_runs_are_found_by_the_index(engine, warehouse):
     assert list(found) == ["shop.p1", "shop.p3"]
     assert [run["run_id"] for run in found["shop.p1"]] == [f"1-{n}" for n in (*range(7, 0, -1),)][::-1]
     warehouse.execute("update etl_audit_log set status = 'success' where run_id = '3-20'")
-    warehouse.execute("update etl_audit_log set status = 'failure' where run_id = '3-1'")
+    rewrite(warehouse, "update etl_audit_log set status = 'failure' where run_id = '3-1'")
     assert [run["run_id"] for run in latest_runs(warehouse, 2)["shop.p3"]] == ["3-1", "3-2", "3-20"]
