@@ -15,6 +15,7 @@ from pathlib import Path
 
 #: In the order in which a run comes to them.
 POINTS = (
+    "own_tables",
     "connect",
     "described",
     "fetch",

@@ -255,6 +255,7 @@ def _prepared(sessions: Sessions) -> tuple[psycopg.Connection, str]:
             ensure_log(session)
             warehouse_id = ensure_state_tables(session)
             ensure_catalogue(session)
+            crashpoints.reached("own_tables")
             session.commit()
         except BaseException:
             session.close()

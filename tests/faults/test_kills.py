@@ -59,6 +59,33 @@ def test_killed_at_a_named_place(
     assert reached or (point, when) == ("forget", "first")
 
 
+def test_killed_while_it_brings_the_tables_of_an_older_dw_up_to_date(
+    run: Forker, warehouse_url: str, tmp_path: Path
+) -> None:
+    place = make_place(tmp_path / "shop", warehouse_url, "merge", 7)
+    assert forker.run(run, place.root, *RUN).code == 0
+    with psycopg.connect(warehouse_url, autocommit=True) as session:
+        session.execute("drop function etl_audit_log_append_only cascade")
+        session.execute("alter table etl_audit_log drop column write, drop column snapshot")
+        session.execute("drop table etl_columns, etl_schema_history")
+        old, before = _own_tables(session), table_rows(place, session)
+        change(place, new_column=False)
+        assert forker.run(run, place.root, *RUN, crash="own_tables").code == -signal.SIGKILL
+        assert _own_tables(session) == old
+        assert table_rows(place, session) == before
+        assert whole(run, place, session, "after") == []
+        assert {"write", "snapshot"} <= {column for table, column in _own_tables(session)}
+
+
+def _own_tables(session: psycopg.Connection) -> set[tuple[str, str]]:
+    """Columns and triggers of dw's own tables."""
+    found = session.execute(
+        "select table_name, column_name from information_schema.columns where table_name like 'etl%'"
+        " union select event_object_table, trigger_name from information_schema.triggers"
+    )
+    return {(str(table), str(name)) for table, name in found}
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_killed_at_any_moment(run: Forker, warehouse_url: str, tmp_path: Path, write: str) -> None:
     place = make_place(tmp_path / "shop", warehouse_url, write, 2)
