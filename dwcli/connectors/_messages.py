@@ -20,19 +20,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import polars as pl
 from pydantic import BaseModel, Field
 
 from dwcli.connectors._formats.json_file import type_strings, type_values
 from dwcli.connectors._formats.texts import POSTGRES, Kind, fits_numeric
-from dwcli.connectors._rows import fill_values
+from dwcli.connectors._rows import Filled, fill_values
 from dwcli.contract import Column, Cursor, IngestedItem, Resource
 from dwcli.errors import ConfigError, ConnectionFailed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: What the bytes of a message are.
 ValueFormat = Literal["json", "text", "bytes"]
@@ -110,6 +113,10 @@ class Decoded(NamedTuple):
     types: dict[str, str]
     changed: Mapping[str, int] = {}
 
+
+Entry = TypeVar("Entry")
+
+_OWN = {"message_key": "text", "message_key_raw": "bytea", "metadata": "jsonb"}
 
 #: Values of messages → their columns: `payload`, `payload_raw` where needed, and fields.
 Decode = Callable[[Sequence[bytes | None]], Decoded]
@@ -193,9 +200,35 @@ def read_messages(
         if it can, STALLED_SECONDS without anything raise ConnectionFailed (lost).
     first: whether the target may not exist yet, so that a stream without messages gives its columns.
     """
+    make = partial(item_of, shape)
+    yield from read_entries(
+        shape.stream, fields, fetch, weight, make, position, batch_bytes, has_end=has_end, first=first
+    )
+
+
+def weight(messages: Sequence[Message]) -> int:
+    """About how many bytes messages take until they are rows."""
+    return sum(len(m.value or b"") + len(m.key or b"") for m in messages) + _MESSAGE_BYTES * len(messages)
+
+
+def read_entries(
+    stream: str,
+    fields: MessageFields,
+    fetch: Callable[[int, float], Sequence[Entry] | None],
+    weigh: Callable[[Sequence[Entry]], int],
+    make: Callable[[Sequence[Entry], Any], IngestedItem],
+    position: Callable[[], Any],
+    batch_bytes: int,
+    has_end: bool = True,
+    first: bool = True,
+) -> Iterator[IngestedItem]:
+    """`read_messages` for entries of any form.
+
+    weigh: about how many bytes some of them take. make: some of them as one item, with the position behind.
+    """
     began = quiet_since = time.monotonic()
     left = fields.max_messages
-    gathered: list[Message] = []
+    gathered: list[Entry] = []
     size, average, given = 0, float(_MESSAGE_BYTES), False
     allowed, most = batch_bytes // 3, _FIRST
 
@@ -208,22 +241,21 @@ def read_messages(
         if messages is None:
             break
         if not messages:
-            if _ended(shape, fields, time.monotonic() - quiet_since, has_end):
+            if _ended(stream, fields, time.monotonic() - quiet_since, has_end):
                 break
             continue
         quiet_since, most = time.monotonic(), min(2 * most, _MOST_AT_ONCE)
-        fetched = sum(len(m.value or b"") + len(m.key or b"") for m in messages)
-        fetched += _MESSAGE_BYTES * len(messages)
+        fetched = weigh(messages)
         average = max(average, fetched / len(messages)) if size else fetched / len(messages)
         size += fetched
         gathered.extend(messages)
         left = None if left is None else left - len(messages)
         if size >= allowed:
-            yield item_of(shape, gathered, position())
+            yield make(gathered, position())
             gathered, size, given = [], 0, True
 
     if gathered or (first and not given):
-        yield item_of(shape, gathered, position())
+        yield make(gathered, position())
     elif not given:
         yield IngestedItem(position=position())
 
@@ -236,13 +268,13 @@ def _patience(fields: MessageFields, began: float, now: float) -> float:
     return max(0.0, patience)
 
 
-def _ended(shape: Shape, fields: MessageFields, quiet: float, has_end: bool) -> bool:
+def _ended(stream: str, fields: MessageFields, quiet: float, has_end: bool) -> bool:
     """Whether silence is the end. Raises ConnectionFailed where it cannot be."""
     if not has_end:
         return quiet >= fields.poll_timeout_seconds
     if quiet >= max(STALLED_SECONDS, fields.poll_timeout_seconds):
         raise ConnectionFailed(
-            f"{shape.stream}: nothing has come for {quiet:.0f} s, though there are more messages",
+            f"{stream}: nothing has come for {quiet:.0f} s, though there are more messages",
             layer="lost",
             hint="nothing was committed; run again when the server answers",
         )
@@ -254,29 +286,47 @@ def _ended(shape: Shape, fields: MessageFields, quiet: float, has_end: bool) -> 
 
 def item_of(shape: Shape, messages: Sequence[Message], position: Any = None) -> IngestedItem:
     """These messages as one item; without messages, its columns."""
-    count = len(messages)
     decoded = (shape.decode or _decoder(shape))([message.value for message in messages])
+    changed = Counter(decoded.changed)
+    identities = list(zip(*(message.identity for message in messages), strict=True))
+    identity = {
+        name: fill_values(identities[number] if messages else (), kind)
+        for number, (name, kind) in enumerate(shape.identity.items())
+    }
+    times = _times([message.event_time for message in messages], changed)
+    keys, raw_keys = texts_of([message.key for message in messages])
+    if raw_keys is not None:
+        changed["message_key: not UTF-8 → message_key_raw"] += raw_keys.len() - raw_keys.null_count()
+    own = {"message_key": keys, "message_key_raw": raw_keys, "metadata": _metadata(messages)}
+    return assembled(shape, len(messages), identity, times, own, decoded._replace(changed=changed), position)
+
+
+def assembled(
+    shape: Shape,
+    count: int,
+    identity: Mapping[str, Filled],
+    times: pl.Series,
+    own: Mapping[str, pl.Series | None],
+    decoded: Decoded,
+    position: Any,
+) -> IngestedItem:
+    """So many messages, whose columns are made, as one item.
+
+    own: message_key, message_key_raw and metadata; None where that column is not needed.
+    """
     columns = {
         "protocol": _constant(shape.protocol, count),
         "stream": _constant(shape.stream, count),
+        **{name: filled.series for name, filled in identity.items()},
+        "event_time": times,
+        **{name: series for name, series in own.items() if series is not None},
+        **decoded.columns,
     }
-    types = {"protocol": "text", "stream": "text"}
-    identities = list(zip(*(message.identity for message in messages), strict=True))
-    for number, (name, kind) in enumerate(shape.identity.items()):
-        filled = fill_values(identities[number] if messages else (), kind)
-        columns[name], types[name] = filled.series, filled.type
-    changed = Counter(decoded.changed)
-    columns["event_time"] = _times([message.event_time for message in messages], changed)
-    keys, raw_keys = texts_of([message.key for message in messages])
-    columns["message_key"] = keys
-    if raw_keys is not None:
-        columns["message_key_raw"], types["message_key_raw"] = raw_keys, "bytea"
-        changed["message_key: not UTF-8 → message_key_raw"] += raw_keys.len() - raw_keys.null_count()
-    columns["metadata"] = _metadata(messages)
-    types |= {"event_time": "timestamptz", "message_key": "text", "metadata": "jsonb"}
-    columns |= decoded.columns
+    types = {"protocol": "text", "stream": "text", "event_time": "timestamptz"}
+    types |= {name: filled.type for name, filled in identity.items()}
+    types |= {name: _OWN[name] for name in own if name in columns}
     frame = pl.DataFrame([series.alias(name) for name, series in columns.items()])
-    told = {"changed": dict(changed)} if changed else {}
+    told = {"changed": dict(decoded.changed)} if decoded.changed else {}
     return IngestedItem(frame, types | decoded.types, position=position, metadata=told)
 
 
@@ -290,6 +340,21 @@ def _times(times: Sequence[int | None], changed: Counter[str]) -> pl.Series:
         changed["event_time: outside of the years 1 to 9999 → NULL"] += odd
         times = [time if time is not None and time in _TIMES else None for time in times]
     return pl.Series(values=times, dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
+
+
+def times_of(milliseconds: pl.Series) -> pl.Series | None:
+    """Event times from milliseconds since 1970; None where one lies outside of the years 1 to 9999."""
+    first, last = milliseconds.min(), milliseconds.max()
+    assert isinstance(first, int) and isinstance(last, int)
+    if first * 1000 not in _TIMES or last * 1000 not in _TIMES:
+        return None
+    return milliseconds.cast(pl.Datetime("ms", "UTC")).cast(pl.Datetime("us", "UTC"))
+
+
+def plain_metadata(count: int) -> dict[str, pl.Series | None]:
+    """What stands beside the payload of so many messages that have neither keys nor headers."""
+    nothing = pl.Series(values=[None], dtype=pl.String).new_from_index(0, count)
+    return {"message_key": nothing, "message_key_raw": None, "metadata": nothing}
 
 
 def texts_of(values: Sequence[bytes | str | None]) -> tuple[pl.Series, pl.Series | None]:
@@ -459,7 +524,26 @@ def _decode_alike(shape: Shape, values: Sequence[bytes | None]) -> Decoded | Non
     return Decoded(columns, types)
 
 
-def _column(shape: Shape, name: str, values: list[Any], strings: bool = False) -> pl.Series:
+def text_fields(shape: Shape, fields: Mapping[str, pa.Array]) -> Decoded | None:
+    """Objects whose fields hold strings alone, as columns: the same as `decode_json` of their JSON.
+
+    fields: by key, strings without a NULL. None for more fields than get a column.
+    """
+    names = {key: field_name(shape, key) for key in fields}
+    if len(shape.kinds.keys() | set(names.values())) > MAX_FIELDS:
+        return None
+    texts = {key: pl.Series(key, values) for key, values in fields.items()}
+    payload = pl.DataFrame(texts).select(pl.struct(pl.all()).struct.json_encode()).to_series()
+    columns, types = {"payload": payload}, {"payload": "jsonb"}
+    for key, values in fields.items() if shape.expand else ():
+        name = names[key]
+        columns[name] = _column(shape, name, values, strings=True)
+        if (kind := shape.kinds[name]) and kind != "text":
+            types[name] = POSTGRES[kind]
+    return Decoded(columns, types)
+
+
+def _column(shape: Shape, name: str, values: Any, strings: bool = False) -> pl.Series:
     """A field's values, JSON as it is written or decoded strings, as a column; notes its kind."""
     read = type_strings if strings else type_values
     array, shape.kinds[name] = read(values, shape.kinds.get(name, ""))

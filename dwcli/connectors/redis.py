@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,16 @@ from dwcli.connectors._messages import (
     Message,
     MessageFields,
     Shape,
-    read_messages,
+    assembled,
+    item_of,
+    plain_metadata,
+    read_entries,
     resource_of,
+    text_fields,
+    times_of,
 )
 from dwcli.connectors._probe import reach
+from dwcli.connectors._rows import Filled
 from dwcli.contract import LOCAL_PATH, ConnectorConfig, Cursor, IngestedItem, Resource
 from dwcli.documents import nearest
 from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing, SourceData
@@ -50,7 +57,12 @@ FIRST_ENTRIES = 8
 #: What the server's clock may differ from itself between two commands, in milliseconds.
 CLOCK_MS = 5
 
+#: Memory of one entry beside its fields' bytes, while it waits to become a row.
+ENTRY_BYTES = 600
+
 Place = tuple[int, int]
+#: An entry as the server sends it: its id; names and values of its fields in turn.
+Entry = tuple[bytes, list[bytes]]
 log = get_logger(__name__)
 
 
@@ -115,6 +127,9 @@ def connect(config: Config) -> Client:
         ssl_ca_certs=str(config.tls_ca) if config.tls_ca else None,
         client_name="dw",
     )
+    # The driver makes a dict of each entry; columns are made of the fields as they come.
+    for command in ("XRANGE", "XREADGROUP"):
+        server.set_response_callback(command, lambda answer: answer)
     try:
         server.ping()
     except (redis.RedisError, OSError) as error:
@@ -304,10 +319,13 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
     if config.group and before:
         with _errors(client, query):
             _confirm(client, before)
-    yield from read_messages(
-        _shape(config, query),
+    shape = _shape(config, query)
+    yield from read_entries(
+        query,
         config,
         lambda wanted, seconds: fetch(reading, _bounded(reading, wanted)),
+        _weight,
+        lambda entries, position: _item(shape, entries, position),
         lambda: _position(reading),
         config.batch_bytes,
         first=not before,
@@ -338,7 +356,7 @@ def _now(time: Sequence[int]) -> int:
     return int(time[0]) * 1000 + int(time[1]) // 1000
 
 
-def _next(reading: _Reading, wanted: int) -> list[Message] | None:
+def _next(reading: _Reading, wanted: int) -> list[Entry] | None:
     """The next entries, and in the same moment a look whether any before them are gone."""
     if reading.last >= reading.end:
         return None
@@ -358,7 +376,8 @@ def _next(reading: _Reading, wanted: int) -> list[Message] | None:
         reading.added = stream.added
     elif reading.added is not None:
         reading.added += len(entries)
-    return [_message(entry) for entry in entries]
+    found: list[Entry] = entries
+    return found
 
 
 def _check_gap(reading: _Reading, stream: _Stream) -> None:
@@ -388,7 +407,7 @@ def _check_gap(reading: _Reading, stream: _Stream) -> None:
     reading.added = None if stream.added is None else stream.added - stream.length
 
 
-def _next_of_group(reading: _Reading, wanted: int) -> list[Message] | None:
+def _next_of_group(reading: _Reading, wanted: int) -> list[Entry] | None:
     """Entries that an earlier run was given and did not commit, then new ones."""
     config, server = reading.client.config, reading.client.server
     while True:
@@ -409,7 +428,7 @@ def _next_of_group(reading: _Reading, wanted: int) -> list[Message] | None:
                 reading.new = reached
             else:
                 reading.owed = reached
-            found = [_message((id, fields)) for id, fields in entries if fields]
+            found = [entry for entry in entries if entry[1]]
             if found:
                 return found
         elif reading.owed is not None:
@@ -418,8 +437,43 @@ def _next_of_group(reading: _Reading, wanted: int) -> list[Message] | None:
             return None
 
 
-def _message(entry: tuple[bytes, dict[bytes, bytes]]) -> Message:
-    id, fields = entry[0].decode(), entry[1]
+def _weight(entries: Sequence[Entry]) -> int:
+    """About how many bytes entries take until they are rows."""
+    return sum(map(len, chain.from_iterable(fields for _, fields in entries))) + ENTRY_BYTES * len(entries)
+
+
+def _item(shape: Shape, entries: Sequence[Entry], position: Any) -> IngestedItem:
+    return _alike(shape, entries, position) or item_of(shape, list(map(_message, entries)), position)
+
+
+def _alike(shape: Shape, entries: Sequence[Entry], position: Any) -> IngestedItem | None:
+    """Entries with the same fields, all of them text, column by column. None for any other."""
+    import polars as pl
+    import pyarrow as pa
+
+    if not entries:
+        return None
+    names = entries[0][1][::2]
+    if len(set(names)) < len(names) or any(fields[::2] != names for _, fields in entries):
+        return None
+    values = list(zip(*(fields for _, fields in entries), strict=True))[1::2]
+    try:
+        keys = list(map(_name, names))
+        texts = [pa.array(column, pa.binary()).cast(pa.string()) for column in values]
+        ids = pl.Series(values=[id for id, _ in entries], dtype=pl.Binary).cast(pl.String)
+        milliseconds = ids.str.split_exact("-", 1).struct.field("field_0").cast(pl.Int64)
+    except (UnicodeDecodeError, pa.ArrowInvalid, pl.exceptions.PolarsError):
+        return None
+    times = times_of(milliseconds)
+    decoded = text_fields(shape, dict(zip(keys, texts, strict=True)))
+    if times is None or decoded is None:
+        return None
+    identity = {"entry_id": Filled(ids, "text")}
+    return assembled(shape, len(entries), identity, times, plain_metadata(len(entries)), decoded, position)
+
+
+def _message(entry: Entry) -> Message:
+    id, fields = entry[0].decode(), dict(zip(entry[1][::2], entry[1][1::2], strict=True))
     try:
         texts = dict(zip(map(_name, fields), map(bytes.decode, fields.values()), strict=True))
         binary: list[str] = []

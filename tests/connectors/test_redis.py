@@ -16,8 +16,13 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from hypothesis import given
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from dwcli.connectors import create_connector
+from dwcli.connectors import redis as ours
+from dwcli.connectors._messages import Shape, item_of
 from dwcli.contract import Cursor
 from dwcli.errors import ConnectionFailed, QueryFailed, ResourceMissing, SourceData
 from dwcli.events import ignore
@@ -419,3 +424,53 @@ def test_a_killed_run_loses_nothing_and_loads_nothing_twice(
     (row,) = warehouse.execute("select count(*), count(distinct entry_id) from t")
     assert row == (510, 510)
     assert server.xpending(stream, "g")["pending"] == 0
+
+
+# -- entries with the same fields ---------------------------------------------------------------------------
+
+TEXTS = ["", "plain", 'é"\\\n\0', "12", "2024-01-02", "2024-01-02T03:04:05Z", "null", "1e9999", "x" * 20_000]
+
+
+@given(
+    names=st.lists(
+        st.sampled_from(["a", "b", "é", "stream", "payload_x"]), min_size=1, max_size=4, unique=True
+    ),
+    rows=st.lists(st.lists(st.sampled_from(TEXTS), min_size=4, max_size=4), min_size=1, max_size=6),
+    expand=st.booleans(),
+)
+def test_entries_alike_become_the_same_columns_at_once_as_one_by_one(names, rows, expand):
+    entries = [
+        (
+            f"{number + 5}-{number}".encode(),
+            [part.encode() for pair in zip(names, row, strict=False) for part in pair],
+        )
+        for number, row in enumerate(rows)
+    ]
+    made = []
+    for make in (
+        ours._alike,
+        lambda shape, es, at: item_of(shape, [ours._message(e) for e in es], at),
+    ):
+        shape = Shape("redis", "s", {"entry_id": "text"}, expand=expand)
+        made += [[make(shape, entries, 1), make(shape, entries[::-1], 2)]]
+    for at_once, one_by_one in zip(*made, strict=True):
+        assert at_once.types == one_by_one.types
+        assert at_once.position == one_by_one.position
+        assert_frame_equal(at_once.payload, one_by_one.payload)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(b"1-0", [b"a", b"1"]), (b"2-0", [b"b", b"1"])],
+        [(b"1-0", [b"a", b"1", b"a", b"2"])],
+        [(b"1-0", [b"a", b"\xff"])],
+        [(b"1-0", [b"\xff", b"1"])],
+        [(b"18446744073709551615-0", [b"a", b"1"])],
+        [(b"253402300800000-0", [b"a", b"1"])],
+        [(b"1-0", [part for number in range(1_001) for part in (b"f%d" % number, b"")])],
+        [],
+    ],
+)
+def test_other_entries_are_looked_at_one_by_one(entries):
+    assert ours._alike(Shape("redis", "s", {"entry_id": "text"}), entries, None) is None
