@@ -2,8 +2,8 @@
 
 A queue has no places to go back to: it gives a message to one consumer and drops it when that is
 acknowledged. So everything is acknowledged after the warehouse's COMMIT, and what a failed run was given
-goes back to the queue. The connection has a thread of its own, which answers the broker's heartbeats
-while a load takes long.
+goes back to the queue. The connection has a thread of its own, which fetches ahead while a batch is at
+work, and answers the broker's heartbeats while a load takes long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import queue
 import secrets
 import ssl
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -54,8 +54,10 @@ FORGETS = True
 TIMEOUT_SECONDS = 15.0
 #: How often a connection that nobody uses is looked after, far below any heartbeat.
 SERVE_SECONDS = 0.5
-#: Messages of the first request: the protocol bounds a request by their number alone.
-FIRST_MESSAGES = 8
+#: Messages of the first window, whose size is not known yet, and the most that the protocol can ask for.
+FIRST_MESSAGES, MOST_MESSAGES = 8, 65_535
+#: Memory of one message beside its bytes, while it waits to be taken.
+MESSAGE_BYTES = 300
 
 Answer = TypeVar("Answer")
 Work = tuple[Callable[[], Any], "Future[Any]"]
@@ -93,8 +95,10 @@ class Client:
     config: Config
     connection: Any
     thread: threading.Thread | None = None
+    #: None asks it to look again at what there is to do
     work: queue.SimpleQueue[Work | None] = field(default_factory=queue.SimpleQueue)
     closing: bool = False
+    reading: _Reading | None = None
     #: the channel of the last read: acknowledgements go where the messages came from
     channel: Any = None
     #: tells this connection's delivery tags from those of another
@@ -226,16 +230,24 @@ def _errors(client: Client, name: str) -> Iterator[None]:
 
 
 def _serve(client: Client) -> None:
-    """Do what is asked; in between, answer heartbeats. A connection that breaks is told to who asks next."""
-    while True:
+    """Do what is asked, and fetch ahead for who reads; in between, answer heartbeats.
+
+    A connection that breaks is told to who asks next.
+    """
+    while not client.closing:
+        reading = client.reading
+        busy = reading is not None and _has_room(reading)
         try:
-            work = client.work.get(timeout=SERVE_SECONDS)
+            work = client.work.get(not busy, SERVE_SECONDS)
         except queue.Empty:
-            with contextlib.suppress(Exception):
-                client.connection.process_data_events(0)
+            if reading is not None and busy:
+                _fill(reading)
+            else:
+                with contextlib.suppress(Exception):
+                    client.connection.process_data_events(0)
             continue
         if work is None:
-            break
+            continue
         function, answer = work
         try:
             answer.set_result(function())
@@ -300,13 +312,32 @@ def _waiting(connection: Any, name: str) -> int:
 
 @dataclass
 class _Reading:
-    """A read of one queue. `remaining`: messages that waited when it began and are still to come."""
+    """A read of one queue, which is given its messages in windows.
+
+    The broker sends a consumer no more than it may have unacknowledged, and nothing is acknowledged before
+    the COMMIT: so each window is a consumer of its own, which is given so many messages and no more.
+
+    The connection's thread alone opens windows and closes them.
+    """
 
     client: Client
     queue: str
-    remaining: int
-    #: the most that is asked for at once; it doubles, until it is known how wide the messages are
-    most: int = FIRST_MESSAGES
+    #: messages that waited when it began, and that no window was opened for
+    ahead: int
+    #: the open window, how many messages are still to come in it, and how many bytes have come
+    window: Iterator[Any] | None = None
+    due: int = 0
+    came: int = 0
+    #: messages of the last window; each has at most twice as many, until it is known how wide they are
+    size: int = FIRST_MESSAGES // 2
+    #: what has come and was not taken, with the delivery tags; `changed` guards it and what follows
+    buffer: deque[tuple[int, Message]] = field(default_factory=deque)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    held_bytes: int = 0
+    #: how many messages are waited for
+    wanted: int = 1
+    error: BaseException | None = None
+    #: the delivery that was taken last
     tag: int = 0
 
 
@@ -315,18 +346,23 @@ def read(client: Client, query: str, cursor: Cursor) -> Iterator[IngestedItem]:
 
     Raises ResourceMissing, ConnectionFailed (lost).
     """
-    name = query or client.config.queue
+    name, most = query or client.config.queue, client.config.max_messages
     with _errors(client, name):
-        reading = _Reading(client, name, _ask(client, lambda: _waiting(client.connection, name)))
-        client.channel = _ask(client, lambda: client.connection.channel())
-    yield from read_messages(
-        _shape(client.config, name),
-        client.config,
-        lambda wanted, seconds: _next(reading, wanted, seconds),
-        lambda: _position(reading),
-        client.config.batch_bytes,
-        first=cursor.position is None,
-    )
+        waiting = _ask(client, lambda: _waiting(client.connection, name))
+        reading = _Reading(client, name, waiting if most is None else min(waiting, most))
+        _ask(client, lambda: _begin(reading))
+    try:
+        yield from read_messages(
+            _shape(client.config, name),
+            client.config,
+            lambda wanted, seconds: _next(reading, wanted, seconds),
+            lambda: _position(reading),
+            client.config.batch_bytes,
+            first=cursor.position is None,
+        )
+    finally:
+        # Not waited for: this may run wherever a read that was given up is collected.
+        client.work.put((lambda: _stop(reading), Future()))
 
 
 def _position(reading: _Reading) -> dict[str, Any] | None:
@@ -337,41 +373,122 @@ def _position(reading: _Reading) -> dict[str, Any] | None:
 
 
 def _next(reading: _Reading, wanted: int, seconds: float) -> list[Message] | None:
-    if reading.remaining <= 0:
-        return None
-    with _errors(reading.client, reading.queue):
-        wanted = min(wanted, reading.remaining, reading.most)
-        reading.most *= 2
-        found: list[Message] = _ask(reading.client, lambda: _gather(reading, wanted, seconds))
-        if not found and not _ask(reading.client, lambda: _waiting(reading.client.connection, reading.queue)):
-            return None  # other consumers have taken the rest
-    reading.remaining -= len(found)
+    with _errors(reading.client, reading.queue), reading.changed:
+        reading.wanted = wanted
+        reading.changed.wait_for(lambda: _is_ready(reading), seconds)
+        if reading.client.closing:
+            raise ConnectionError("the connection is closed")
+        if reading.error is not None:
+            raise reading.error
+        had_room = _has_room(reading)
+        if not reading.buffer:
+            return [] if had_room else None
+        taken = [reading.buffer.popleft() for _ in range(min(wanted, len(reading.buffer)))]
+        found = [message for _, message in taken]
+        reading.tag = taken[-1][0]
+        reading.held_bytes -= _bytes_of(found)
+    if not had_room:
+        reading.client.work.put(None)
     return found
 
 
-def _gather(reading: _Reading, wanted: int, seconds: float) -> list[Message]:
-    """At most so many messages. Runs in the connection's thread.
+def _is_ready(reading: _Reading) -> bool:
+    """Whether there is as much as is wanted, or no more comes before that is taken."""
+    return len(reading.buffer) >= reading.wanted or not _has_room(reading)
 
-    The broker sends a consumer no more than it may have unacknowledged, and nothing is acknowledged
-    before the COMMIT: so each call is a consumer of its own, which is given `wanted` and no more.
+
+def _has_room(reading: _Reading) -> bool:
+    """Whether more is to come and may come. It always may where nothing waits to be taken.
+
+    A window that turns out wider than those before it is left in the broker's hands in the middle.
     """
-    connection, channel = reading.client.connection, reading.client.channel
-    found: list[Message] = []
+    if reading.window is not None:
+        return reading.held_bytes < 2 * _window_bytes(reading)
+    return reading.ahead > 0 and 2 * len(reading.buffer) < reading.size
 
-    def take(_: Any, delivery: Any, properties: Any, body: bytes) -> None:
-        reading.tag = delivery.delivery_tag
-        found.append(_message(delivery, properties, body))
 
-    channel.basic_qos(prefetch_count=wanted)
-    consumer = channel.basic_consume(reading.queue, take)
-    deadline = time.monotonic() + seconds
-    while len(found) < wanted and not reading.client.closing:
-        left = deadline - time.monotonic()
-        if left <= 0:
+def _window_bytes(reading: _Reading) -> int:
+    return reading.client.config.batch_bytes // 3
+
+
+def _bytes_of(messages: list[Message]) -> int:
+    return sum(len(message.value or b"") for message in messages) + MESSAGE_BYTES * len(messages)
+
+
+# -- windows, in the connection's thread ----------------------------------------------------------------
+
+
+def _begin(reading: _Reading) -> None:
+    client = reading.client
+    if client.reading is not None:  # its tags would mean messages of the new channel
+        client.reading.error = ConnectionError("another read has begun on it")
+        _stop(client.reading)
+    client.channel = client.connection.channel()
+    client.reading = reading
+
+
+def _stop(reading: _Reading) -> None:
+    """No more messages for this read: an acknowledgement would make room for more in an open window."""
+    client = reading.client
+    if client.reading is not reading:
+        return
+    client.reading = None
+    opened, reading.window, reading.ahead = reading.window, None, 0
+    if opened is not None:
+        client.channel.cancel()
+
+
+def _fill(reading: _Reading) -> None:
+    """Take what comes of the window, after at most SERVE_SECONDS, and open it where there is none.
+
+    An error is kept for who reads.
+    """
+    try:
+        if reading.window is None:
+            _open(reading)
+        _take(reading)
+        if reading.window is not None and not reading.due:
+            reading.client.channel.cancel()
+            reading.window = None
+    except BaseException as error:
+        reading.error, reading.window, reading.ahead = error, None, 0
+        reading.client.reading = None
+    with reading.changed:
+        if _is_ready(reading):
+            reading.changed.notify()
+
+
+def _open(reading: _Reading) -> None:
+    channel, size = reading.client.channel, min(2 * reading.size, MOST_MESSAGES, reading.ahead)
+    if reading.came:
+        size = max(1, min(size, _window_bytes(reading) * reading.size // reading.came))
+    channel.basic_qos(prefetch_count=size)
+    reading.window = channel.consume(reading.queue, inactivity_timeout=SERVE_SECONDS)
+    reading.ahead -= size
+    reading.due, reading.size, reading.came = size, size, 0
+
+
+def _take(reading: _Reading) -> None:
+    client, found = reading.client, []
+    for delivery, properties, body in reading.window or ():
+        if delivery is None:
             break
-        connection.process_data_events(left)
-    channel.basic_cancel(consumer)
-    return found
+        found.append((delivery.delivery_tag, _message(delivery, properties, body)))
+        if len(found) == reading.due or not client.channel.get_waiting_message_count():
+            break
+    else:
+        reading.window = None  # the broker has ended the consumer, as it does when the queue is deleted
+    size = _bytes_of([message for _, message in found])
+    reading.due -= len(found)
+    reading.came += size
+    with reading.changed:
+        reading.buffer.extend(found)
+        reading.held_bytes += size
+    if reading.window is None:
+        reading.ahead, reading.due = reading.ahead + reading.due, 0
+    if not found and not _waiting(client.connection, reading.queue):
+        reading.due = client.channel.get_waiting_message_count()
+        reading.ahead = 0  # other consumers have taken the rest
 
 
 def _message(delivery: Any, properties: Any, body: bytes) -> Message:
