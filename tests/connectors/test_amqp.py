@@ -15,7 +15,7 @@ import pika
 import psutil
 import pytest
 
-from dwcli.connectors import create_connector
+from dwcli.connectors import amqp, create_connector
 from dwcli.contract import Cursor
 from dwcli.errors import ConnectionFailed, KeyRefused, QueryFailed, ResourceMissing, UsageError
 from dwcli.events import ignore
@@ -25,6 +25,8 @@ from dwcli.warehouse.engine import make_engine
 from tests.services import required
 
 URL = os.environ.get("DW_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672")
+#: the least that a batch may have
+BATCH_BYTES = 64 * 1024
 
 
 @pytest.fixture
@@ -70,16 +72,37 @@ def source(queue):
 
 
 def send(broker, queue, first, last, pad=0, ids=True):
-    """Messages {"n": first} … with ids m1 …; the broker has them all when this returns."""
-    for n in range(first, last + 1):
-        body = f'{{"n": {n}, "pad": "{"x" * pad}"}}'
-        properties = pika.BasicProperties(message_id=f"m{n}" if ids else None)
-        broker.basic_publish("", queue, body.encode(), properties)
-    waiting(broker, queue)
+    """Messages {"n": first} … with ids m1 …; the broker has them all when this returns.
+
+    In a transaction, since a count may overtake messages that are on their way to the queue.
+    """
+    with broker.connection.channel() as channel:
+        channel.tx_select()
+        for n in range(first, last + 1):
+            body = f'{{"n": {n}, "pad": "{"x" * pad}"}}'
+            properties = pika.BasicProperties(message_id=f"m{n}" if ids else None)
+            channel.basic_publish("", queue, body.encode(), properties)
+        channel.tx_commit()
 
 
 def waiting(broker, queue):
     return broker.queue_declare(queue, passive=True).method.message_count
+
+
+def still(broker, queue):
+    """How many messages wait once no more are taken."""
+    before, now = -1, waiting(broker, queue)
+    while before != now:
+        time.sleep(0.5)
+        before, now = now, waiting(broker, queue)
+    return now
+
+
+def await_messages(broker, queue, number):
+    deadline = time.monotonic() + 10
+    while (there := waiting(broker, queue)) != number:
+        assert time.monotonic() < deadline, there
+        time.sleep(0.05)
 
 
 def read(connector, query="", position=None):
@@ -178,6 +201,107 @@ def test_a_queue_that_others_empty_is_read_to_its_end(broker, queue, source):
     broker.queue_purge(queue)
     came += [n for item in items for n in item.payload["n"]]
     assert came == count(1, len(came)) and len(came) < 300
+
+
+def test_messages_are_fetched_ahead_and_a_position_is_that_of_what_was_given(broker, queue, source):
+    """What nobody was given goes back in its order, and is read by the next run."""
+    send(broker, queue, 1, 3000)
+    connector = source(batch_bytes=BATCH_BYTES)
+    items = connector.fetch_data(queue).items
+    item = next(items)
+    given = item.payload.height
+    held = 3000 - still(broker, queue)
+    window = BATCH_BYTES // 3 // amqp.MESSAGE_BYTES
+    assert given < held <= given + 2 * window
+    assert item.position["tag"] == given and list(item.payload["n"]) == count(1, given)
+    connector.acknowledge(item.position)
+    connector.close()
+    await_messages(broker, queue, 3000 - given)
+    came, position, _ = read(source(batch_bytes=BATCH_BYTES))
+    assert came == count(given + 1, 3000) and position["tag"] == 3000 - given
+
+
+def test_a_limit_takes_no_message_out_of_the_queue_that_it_leaves_there(broker, queue, source):
+    send(broker, queue, 1, 3000)
+    connector = source(max_messages=700)
+    assert read(connector)[0] == count(1, 700)
+    assert still(broker, queue) == 2300
+    connector.close()
+    await_messages(broker, queue, 3000)
+    came, _, items = read(source())
+    again = [told is not None for item in items for told in item.payload["metadata"]]
+    assert came == count(1, 3000) and again == [True] * 700 + [False] * 2300
+
+
+def test_a_read_that_was_given_up_is_sent_no_more_by_its_acknowledgement(broker, queue, source):
+    send(broker, queue, 1, 400, pad=20_000)
+    connector = source(batch_bytes=BATCH_BYTES)
+    items = connector.fetch_data(queue).items
+    item = next(items)
+    items.close()
+    connector.acknowledge(item.position)
+    before = still(broker, queue)
+    assert connector.client.reading is None and connector.client.channel.consumer_tags == []
+    connector.close()
+    await_messages(broker, queue, 400 - item.payload.height)
+    assert before <= 400 - item.payload.height
+    assert read(source())[0] == count(item.payload.height + 1, 400)
+
+
+def test_messages_that_turn_out_wide_wait_with_the_broker(broker, queue, source):
+    """A window of 1,000 narrow ones is open when they come; the connection lives on meanwhile."""
+    send(broker, queue, 1, 2000)
+    send(broker, queue, 2001, 2300, pad=100_000)
+    connector = source(batch_bytes=1_000_000, heartbeat_seconds=1)
+    before, peak, came = psutil.Process().memory_info().rss, 0, []
+    for item in connector.fetch_data(queue).items:
+        if came and came[-1] < 2000:
+            time.sleep(1.5)
+        came += list(item.payload["n"])
+        if came[-1] in range(2001, 2100):
+            time.sleep(0.2)
+        peak = max(peak, psutil.Process().memory_info().rss - before)
+    assert came == count(1, 2300) and peak < 30_000_000
+
+
+def test_a_read_that_is_kept_waiting_ends_when_the_connector_is_closed(broker, source):
+    """Another consumer has the queue to itself, so that nothing comes though messages wait."""
+    name = f"dw_test_{secrets.token_hex(4)}"
+    broker.queue_declare(name, arguments={"x-single-active-consumer": True})
+    try:
+        broker.basic_qos(prefetch_count=1)
+        broker.basic_consume(name, lambda *told: None)
+        send(broker, name, 1, 10)
+        connector, caught = source(), []
+
+        def go_on():
+            try:
+                read(connector, name)
+            except ConnectionFailed as error:
+                caught.append(error)
+
+        reader = threading.Thread(target=go_on)
+        reader.start()
+        time.sleep(1.0)
+        assert reader.is_alive()
+        began = time.monotonic()
+        connector.module.close(connector.client)
+        reader.join(10)
+        assert time.monotonic() - began < 3 and [error.layer for error in caught] == ["lost"]
+    finally:
+        broker.queue_delete(name)
+
+
+def test_a_channel_that_the_broker_closes_is_an_error_with_its_words(broker, queue, source):
+    send(broker, queue, 1, 3000, pad=1000)
+    connector = source(batch_bytes=BATCH_BYTES)
+    items = connector.fetch_data(queue).items
+    next(items)
+    client = connector.client
+    amqp._ask(client, lambda: client.channel.basic_ack(1_000_000))
+    with pytest.raises(QueryFailed) as caught:
+        list(items)
+    assert "unknown delivery tag" in caught.value.why
 
 
 def test_heartbeats_are_answered_while_a_load_takes_long(broker, queue, source):
