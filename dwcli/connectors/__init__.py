@@ -17,6 +17,8 @@ A connector is a module with a few functions and no base class:
     def read(client, query, cursor) -> Iterator[IngestedItem]      lazily: one item = one bounded batch
     def describe(client, query) -> Resource    one resource or query: columns, key, cursors, estimates
     def keys(client, query, key) -> Iterator[IngestedItem]         optional: these columns of every row
+    def estimate(client, query) -> (rows, bytes)                   optional: what a read would bring, where
+                                               that is told more cheaply than by describe; None: not known
     def acknowledge(client, position) -> None  optional: streams, after the warehouse has committed
     def close(client) -> None                  may be called twice; ends a read that is under way
 
@@ -75,6 +77,14 @@ class Connector:
         """Columns, key, cursor candidates and estimates of one resource or query."""
         resource: Resource = self.module.describe(self.client, query)
         return resource
+
+    def estimate(self, query: str) -> tuple[int | None, int | None]:
+        """How many rows and bytes a read of everything would bring; None where nobody can tell."""
+        if hasattr(self.module, "estimate"):
+            told: tuple[int | None, int | None] = self.module.estimate(self.client, query)
+            return told
+        resource = self.describe(query)
+        return resource.row_estimate, resource.bytes_estimate
 
     def fetch_data(self, query: str, cursor: Cursor | None = None) -> IngestionResult:
         """Read a resource or query. The items are lazy: iterating them is the reading."""

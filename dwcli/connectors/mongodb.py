@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,8 +39,8 @@ INCREMENTAL = "cursor field"
 TYPING = "inferred"
 STREAMING = True
 
-#: Documents that tell the fields of a collection, and those of one reply before their size is known.
-SAMPLE, FIRST_REPLY = 100, 1_000
+#: Documents that tell the fields of a collection.
+SAMPLE = 100
 GOODBYE_SECONDS = 1.0
 #: Why an ObjectId serves as a cursor
 GROWS = "an ObjectId begins with the time it was made: new documents are seen, changed ones are not"
@@ -90,8 +90,6 @@ class Client:
 
     config: Config
     mongo: Any
-    #: collection → bytes of one document on average, as it was last told
-    averages: dict[str, int] = field(default_factory=dict)
 
     @property
     def database(self) -> Any:
@@ -314,6 +312,15 @@ def describe(client: Client, query: str) -> Resource:
         return Resource(query, columns, ("_id",), "unique in MongoDB", kind="query")
 
 
+def estimate(client: Client, query: str) -> tuple[int | None, None]:
+    """How many documents the collection has by the server's own count. Raises as `describe` does."""
+    with _errors(client, query):
+        source = _source(client, query)
+        if source.filter or _collections(client)[source.name] != "table":
+            return None, None
+        return int(client.database[source.name].estimated_document_count()), None
+
+
 def _collections(client: Client) -> dict[str, str]:
     """Names and kinds; `system.` collections are the server's own."""
     found = client.database.list_collections(authorizedCollections=True, nameOnly=True)
@@ -342,7 +349,7 @@ def _sampled(client: Client, source: _Source) -> tuple[tuple[Column, ...], set[s
 
     config = client.config
     changed: Changed = Counter()
-    replies = _found(client, source, {}, None, SAMPLE).limit(SAMPLE)
+    replies = _found(client, source, {}, None).limit(SAMPLE)
     documents = [d for chunk in _decoded(replies, config, changed) for d in chunk]
     ids = {type(document.get("_id")).__name__ for document in documents}
     rows = [_as_one(document) for document in documents] if not config.expand else documents
@@ -363,7 +370,6 @@ def _statistics(client: Client, name: str) -> tuple[int | None, int | None]:
     except pymongo.errors.OperationFailure:
         return None, None
     rows, size = found.get("count"), found.get("size")
-    client.averages[name] = int(found.get("avgObjSize") or (size / rows if size and rows else 0))
     return int(rows) if rows is not None else None, int(size) if size is not None else None
 
 
@@ -419,11 +425,7 @@ def _read(client: Client, query: str, cursor: Cursor, only: Sequence[str]) -> It
     with _errors(client, query):
         source = _source(client, query)
         within, asked = _within(client, source, cursor)
-        if source.name not in client.averages:
-            _statistics(client, source.name)
-        average = client.averages.get(source.name, 0)
-        count = max(1, min(config.batch_bytes // average, 100_000)) if average else FIRST_REPLY
-        replies = _found(client, source, within, _projection(only), count)
+        replies = _found(client, source, within, _projection(only))
         documents: Iterable[Sequence[Mapping[str, Any]]] = _decoded(replies, config, changed)
         if cursor.column:
             documents = of_one_kind(documents, cursor.column, _kind, asked)
@@ -494,11 +496,11 @@ def _projection(only: Sequence[str]) -> dict[str, int] | None:
     return dict.fromkeys(only, 1) | ({} if "_id" in only else {"_id": 0})
 
 
-def _found(client: Client, source: _Source, within: Mapping[str, Any], projection: Any, reply: int) -> Any:
-    """The server's replies, each the BSON of at most `reply` documents and 16 MB."""
+def _found(client: Client, source: _Source, within: Mapping[str, Any], projection: Any) -> Any:
+    """The server's replies, each the BSON of at most 16 MB of documents."""
     parts = [part for part in (source.filter, within) if part]
     return client.database[source.name].find_raw_batches(
-        {"$and": parts} if len(parts) > 1 else dict(*parts), projection, batch_size=reply
+        {"$and": parts} if len(parts) > 1 else dict(*parts), projection
     )
 
 

@@ -426,8 +426,7 @@ def _announce(run: Run, connector: Connector, cursor: Cursor) -> None:
     rows = size = None
     if cursor.start is None and cursor.position is None and run.options.limit is None:
         with contextlib.suppress(DwError):
-            resource = connector.describe(run.job.query)
-            rows, size = resource.row_estimate, resource.bytes_estimate
+            rows, size = connector.estimate(run.job.query)
     crashpoints.reached("described")
     target = f"{run.job.schema}.{run.job.table}"
     run.emit(RunStarted(run.job.pipeline, run.id, target, rows, size, cursor.start))
