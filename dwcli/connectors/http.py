@@ -393,7 +393,7 @@ def _frame(name: str, rows: list[Row], seen: Seen) -> Frame:
     given = list(dict.fromkeys(chain.from_iterable(rows)))
     arrays: dict[str, Any] = {}
     for key, column in zip(given, unique_names(given), strict=True):
-        values = [bytes(row[key]) if key in row else b"null" for row in rows]
+        values = [row.get(key, b"null") for row in rows]
         try:
             arrays[column], seen[column] = type_values(values, seen.get(column, ""))
         except UnicodeDecodeError:

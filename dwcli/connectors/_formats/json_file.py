@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
@@ -25,6 +25,7 @@ from dwcli.connectors._formats.texts import Kind, arrow_type, fits_numeric, type
 from dwcli.errors import SourceData
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 #: One element larger than this is no row.
@@ -317,29 +318,39 @@ def _frame(source: Source, rows: list[dict[str, Any]], seen: Seen) -> Frame:
     arrays: dict[str, pa.Array] = {}
     kinds: dict[str, Kind] = {}
     for key, name in zip(given, unique_names(given), strict=True):
-        values = [bytes(row[key]) if key in row else b"null" for row in rows]
+        values = [row.get(key, b"null") for row in rows]
         arrays[name], seen[name] = type_values(values, seen.get(name, ""))
         kinds[name] = seen[name]
     return frame_of_arrays(source.name, arrays, kinds, len(rows))
 
 
-def type_values(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
-    """A column from JSON values as they are written, with its kind (see the module's text)."""
+def type_values(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind]:
+    """A column from JSON values as they are written, with its kind (see the module's text).
+
+    values: bytes or `msgspec.Raw`, of valid JSON without whitespace around it.
+    """
+    array, kind, _ = type_written(values, so_far)
+    return array, kind
+
+
+def type_written(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind, frozenset[str]]:
+    """The same, and the forms that the values beside null have: number, boolean, string, nested."""
     import pyarrow as pa
 
-    forms = {_FORMS[first] for first in {value[0] for value in values}} - {"null"}
+    written = _written(values)
+    forms = _forms_of(written.first)
     if not forms:
-        return pa.nulls(len(values), arrow_type(so_far)), so_far
+        return pa.nulls(len(values), arrow_type(so_far)), so_far, forms
     if so_far == "jsonb" or ("nested" in forms and not so_far):
-        compact = [None if value == b"null" else _compact(value) for value in values]
-        return _strings(compact), "jsonb"
+        return _compacted(written), "jsonb", forms
     if forms == {"number"} and so_far in ("", "bigint", "numeric"):
-        return _type_numbers(values, so_far)
+        return *_type_numbers(written, so_far), forms
+    texts = _texts(written, forms)
     if forms == {"boolean"} and so_far in ("", "boolean"):
-        return type_texts(_texts(values), so_far)
+        return *type_texts(texts, so_far), forms
     if forms == {"string"} and so_far in ("", "date", "zoned"):
-        return _type_strings(_texts(values), so_far)
-    return _texts(values), "text"
+        return *_type_strings(texts, so_far), forms
+    return texts, "text", forms
 
 
 def type_strings(values: list[str | None], so_far: Kind) -> tuple[pa.Array, Kind]:
@@ -361,12 +372,40 @@ _FORMS = {ord("n"): "null", ord("t"): "boolean", ord("f"): "boolean", ord('"'): 
 _FORMS |= dict.fromkeys(b"[{", "nested") | dict.fromkeys(b"-0123456789", "number")
 
 
-def _type_numbers(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
-    plain = not _ODD_NUMBER.search(b" ".join(values))
-    texts = [None if value == b"null" else value if plain else _plain_number(value) for value in values]
-    typed, kind = type_texts(_strings(texts), so_far)
+@dataclass(frozen=True)
+class _Written:
+    """The values of a column behind each other, with a NUL between them, which JSON never has."""
+
+    text: bytes
+    lengths: np.ndarray
+    #: the byte that each value begins with
+    first: np.ndarray
+
+
+def _written(values: Sequence[Any]) -> _Written:
+    import numpy as np
+
+    text = b"\0".join(values)
+    data = np.frombuffer(text, np.uint8)
+    starts = np.zeros(len(values), np.int64)
+    starts[1:] = np.flatnonzero(data == 0) + 1
+    return _Written(text, np.diff(starts, append=len(text) + 1) - 1, data[starts])
+
+
+def _forms_of(first: np.ndarray) -> frozenset[str]:
+    import numpy as np
+
+    found = np.flatnonzero(np.bincount(first, minlength=1))
+    return frozenset(_FORMS[byte] for byte in found.tolist()) - {"null"}
+
+
+def _type_numbers(written: _Written, so_far: Kind) -> tuple[pa.Array, Kind]:
+    texts = spelled = _array(written, written.text.replace(b"\0", b""))
+    if _ODD_NUMBER.search(written.text):
+        texts = _strings([v if v is None else _plain_number(v) for v in _listed(written)])
+    typed, kind = type_texts(texts, so_far)
     # beyond what numeric holds
-    return (typed, kind) if kind != "text" else (_texts(values), "text")
+    return (typed, kind) if kind != "text" else (spelled, "text")
 
 
 def _plain_number(value: bytes) -> bytes:
@@ -377,11 +416,14 @@ def _plain_number(value: bytes) -> bytes:
     return value[1:] if value.startswith(b"-0") and not value.strip(b"-0.") else value
 
 
-def _texts(values: list[bytes]) -> pa.Array:
+def _texts(written: _Written, forms: frozenset[str]) -> pa.Array:
     """Strings without their quotes, other scalars as they are written, nested ones compact."""
-    if {value[0] for value in values} <= set(b'"n') and b"\\" not in b"".join(values):  # as most columns are
-        return _strings([None if value == b"null" else value[1:-1] for value in values])
-    return _strings([None if value == b"null" else _text(value) for value in values])
+    if "string" not in forms and "nested" not in forms:
+        return _array(written, written.text.replace(b"\0", b""))
+    if forms == {"string"} and b"\\" not in written.text:  # as most columns are
+        quotes = 2 * (written.first == ord('"'))
+        return _array(written, written.text.translate(None, b'\0"'), written.lengths - quotes)
+    return _strings([v if v is None else _text(v) for v in _listed(written)])
 
 
 def _text(value: bytes) -> bytes:
@@ -393,6 +435,21 @@ def _text(value: bytes) -> bytes:
         return value[1:-1]
     text: str = json.loads(value)
     return text.encode()
+
+
+def _compacted(written: _Written) -> pa.Array:
+    """JSON without whitespace, which most APIs write into it or leave out of it everywhere."""
+    if not _SPACE.search(written.text):
+        return _array(written, written.text.replace(b"\0", b""))
+    import msgspec
+
+    together = b"[" + written.text.replace(b"\0", b",") + b"]"
+    try:
+        values = msgspec.json.Decoder(list[msgspec.Raw]).decode(msgspec.json.format(together, indent=-1))
+    except RecursionError:
+        return _strings([v if v is None else _compact(v) for v in _listed(written)])
+    compact = _written(values)
+    return _array(compact, compact.text.replace(b"\0", b""))
 
 
 def _compact(value: bytes) -> bytes:
@@ -407,11 +464,34 @@ def _compact(value: bytes) -> bytes:
         return value
 
 
+def _listed(written: _Written) -> list[bytes | None]:
+    return [None if value == b"null" else value for value in written.text.split(b"\0")]
+
+
+def _array(written: _Written, content: bytes, lengths: np.ndarray | None = None) -> pa.Array:
+    """A string array of values that stand behind each other; what is null has its `null` in `content`."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = np.zeros(len(written.first) + 1, np.int32)
+    np.cumsum(written.lengths if lengths is None else lengths, out=offsets[1:])
+    valid = written.first != ord("n")
+    present = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    buffers = [present, pa.py_buffer(offsets), pa.py_buffer(content)]
+    return _as_strings(pa.Array.from_buffers(pa.binary(), len(valid), buffers))
+
+
 def _strings(values: list[bytes | None]) -> pa.Array:
+    import pyarrow as pa
+
+    return _as_strings(pa.array(values, pa.binary()))
+
+
+def _as_strings(values: pa.Array) -> pa.Array:
     """A string array; bytes that are no UTF-8 raise UnicodeDecodeError, which names no place yet."""
     import pyarrow as pa
 
     try:
-        return pa.array(values, pa.binary()).cast(pa.string())
+        return values.cast(pa.string())
     except pa.ArrowInvalid:
         raise UnicodeDecodeError("utf-8", b"", 0, 0, "invalid bytes") from None
