@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dwcli.connectors._formats.json_file import MAX_DEPTH, Piece, decode_piece, last_cut, mended
+from dwcli.connectors._formats.json_file import MAX_DEPTH, decode_piece, last_cut, mended
+from dwcli.connectors._formats.json_records import Piece
 from dwcli.connectors._formats.streams import Source
 from dwcli.errors import QueryFailed, SourceData
 

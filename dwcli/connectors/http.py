@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -24,9 +24,10 @@ from dwcli.ahead import ahead
 from dwcli.connectors import _http_send as sending
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
-from dwcli.connectors._formats.frames import SOURCE_PATH, Frame, Seen, frame_of_arrays, unique_names
+from dwcli.connectors._formats.frames import SOURCE_PATH, Frame, Seen, frame_of_arrays
 from dwcli.connectors._formats.items import columns_of, told_changes, within
-from dwcli.connectors._formats.json_file import type_values
+from dwcli.connectors._formats.json_file import columns_of_rows
+from dwcli.connectors._formats.json_records import Known
 from dwcli.connectors._http_auth import warn_of_plain_text
 from dwcli.connectors._http_body import Row, at, fields, flattened, rows_in, scalar, unwrapped
 from dwcli.connectors._http_paging import Page, pages
@@ -355,6 +356,7 @@ def _frames(
     block = max(64 * 1024, limit // 4)
     names: dict[tuple[str, ...], str] = {}
     name = _name(query if not target_of(query).graphql else config.base_url)
+    known = Known()
     rows: list[Row] = []
     size = 0
     changed: Counter[str] = Counter()
@@ -365,11 +367,11 @@ def _frames(
                 rows += _made(config, some, page.node, added, names, name)
                 size += length
                 if size >= block:
-                    yield replace(_frame(name, rows, seen), changed=dict(changed))
+                    yield replace(_frame(name, rows, known, seen), changed=dict(changed))
                     rows, size = [], 0
                     changed.clear()
     if rows:
-        yield replace(_frame(name, rows, seen), changed=changed)
+        yield replace(_frame(name, rows, known, seen), changed=changed)
 
 
 def _made(
@@ -388,20 +390,16 @@ def _made(
     return _with(added, rows, name) if added else rows
 
 
-def _frame(name: str, rows: list[Row], seen: Seen) -> Frame:
+def _frame(name: str, rows: list[Row], known: Known, seen: Seen) -> Frame:
     """Rows as columns, each of the narrowest type that holds every value as it is written."""
-    given = list(dict.fromkeys(chain.from_iterable(rows)))
-    arrays: dict[str, Any] = {}
-    for key, column in zip(given, unique_names(given), strict=True):
-        values = [row.get(key, b"null") for row in rows]
-        try:
-            arrays[column], seen[column] = type_values(values, seen.get(column, ""))
-        except UnicodeDecodeError:
-            raise SourceData(
-                f"{name}: field {key!r} is not in UTF-8, as JSON has to be",
-                hint="the server should say in Content-Type which encoding it uses",
-            ) from None
-    return frame_of_arrays(name, arrays, {column: seen[column] for column in arrays}, len(rows))
+    try:
+        columns = columns_of_rows(rows, known, seen)
+    except UnicodeDecodeError as error:
+        raise SourceData(
+            f"{name}: field {error.reason!r} is not in UTF-8, as JSON has to be",
+            hint="the server should say in Content-Type which encoding it uses",
+        ) from None
+    return frame_of_arrays(name, *columns, len(rows))
 
 
 def _with(added: Mapping[str, Any], rows: list[Row], name: str) -> list[Row]:

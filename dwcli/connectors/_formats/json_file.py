@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dwcli.connectors._formats.frames import Frame, Options, Seen, frame_of_arrays, unique_names
+from dwcli.connectors._formats.json_records import Known, Piece, decode, learn, values_of
 from dwcli.connectors._formats.streams import Source, as_utf8, encoding_of, reading, undecodable
 from dwcli.connectors._formats.texts import Kind, arrow_type, fits_numeric, type_texts
 from dwcli.errors import SourceData
@@ -60,30 +62,18 @@ def read_ndjson(source: Source, options: Options, seen: Seen) -> Iterator[Frame]
     yield from _read(source, options, seen, _lines)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Whole JSON values as they stand in a file: elements with commas between them, or lines."""
-
-    text: bytes
-    #: the line on which it begins
-    line: int
-    #: whether commas stand between the values
-    commas: bool = False
-
-
 def _read(
     source: Source, options: Options, seen: Seen, split: Callable[[Source, BinaryIO, int], Iterator[Piece]]
 ) -> Iterator[Frame]:
     with source.open() as stream, reading(source.name):
         encoding = options.encoding or encoding_of(stream.read(4096))
     block = max(64 * 1024, options.batch_bytes // 4)
+    known = Known()
     with source.open() as raw, reading(source.name):
         try:
             for piece in split(source, as_utf8(raw, encoding), block):
-                changed: dict[str, int] = {}
-                rows = decode_piece(source, piece, changed=changed)
-                if rows:
-                    yield replace(_frame(source, rows, seen), changed=changed)
+                if frame := _frame(source, piece, known, seen):
+                    yield frame
         except UnicodeDecodeError:
             raise undecodable(source, encoding) from None
 
@@ -313,15 +303,88 @@ def _first_bad_value(piece: Piece, why: str) -> tuple[Piece, str]:
 # -- from rows to columns ------------------------------------------------------------------------------
 
 
-def _frame(source: Source, rows: list[dict[str, Any]], seen: Seen) -> Frame:
-    given = list(dict.fromkeys(chain.from_iterable(rows)))
+def _frame(source: Source, piece: Piece, known: Known, seen: Seen) -> Frame | None:
+    """The rows of a piece, None for a piece without any."""
+    records = decode(known, piece)
+    columns = records and columns_of_records(records, [piece], known, seen)
+    if records and columns:
+        return frame_of_arrays(source.name, *columns, len(records))
+    changed: dict[str, int] = {}
+    rows = decode_piece(source, piece, changed=changed)
+    if not rows:
+        return None
+    frame = frame_of_arrays(source.name, *columns_of_rows(rows, known, seen), len(rows))
+    return replace(frame, changed=changed)
+
+
+def columns_of_rows(
+    rows: Sequence[Mapping[str, Any]], known: Known, seen: Seen
+) -> tuple[dict[str, pa.Array], dict[str, Kind]]:
+    """Rows of any fields as columns, and their kinds, which are noted in `seen`.
+
+    Raises UnicodeDecodeError whose reason is the field that is not UTF-8.
+    """
+    given = dict.fromkeys(chain.from_iterable(rows))
+    columns = {key: [row.get(key, b"null") for row in rows] for key in given}
+    return _typed(columns, frozenset(), known, seen)
+
+
+def columns_of_records(
+    records: Sequence[Any],
+    pieces: Sequence[Piece],
+    known: Known,
+    seen: Seen,
+    node: str = "",
+    beside: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> tuple[dict[str, pa.Array], dict[str, Kind]] | None:
+    """The same for records that were decoded from `pieces`; None for what the general way has to read.
+
+    beside: further columns, in front of theirs.
+    """
+    assert known.form is not None
+    columns = {**beside, **values_of(known.form, records, pieces, node)}
+    strings = frozenset(key for key, texts in known.form.strings.items() if texts)
+    for key, name in zip(columns, unique_names(columns), strict=True):
+        if key in strings and seen.get(name, "") not in ("", "date", "zoned", "text"):
+            return None
+    try:
+        return _typed(columns, strings, known, seen)
+    except UnicodeDecodeError:
+        return None
+
+
+def _typed(
+    columns: Mapping[str, Sequence[Any]], strings: frozenset[str], known: Known, seen: Seen
+) -> tuple[dict[str, pa.Array], dict[str, Kind]]:
+    """Columns of values as they are written or, for the fields of `strings`, as decoded strings."""
     arrays: dict[str, pa.Array] = {}
     kinds: dict[str, Kind] = {}
-    for key, name in zip(given, unique_names(given), strict=True):
-        values = [row.get(key, b"null") for row in rows]
-        arrays[name], seen[name] = type_values(values, seen.get(name, ""))
-        kinds[name] = seen[name]
-    return frame_of_arrays(source.name, arrays, kinds, len(rows))
+    forms: dict[str, frozenset[str]] = {}
+    for (key, values), name in zip(columns.items(), unique_names(columns), strict=True):
+        so_far = seen.get(name, "")
+        if key in strings:
+            arrays[name], kinds[name] = _type_decoded(values, so_far)
+            continue
+        try:
+            arrays[name], kinds[name], forms[key] = type_written(values, so_far)
+        except UnicodeDecodeError:
+            raise UnicodeDecodeError("utf-8", b"", 0, 0, key) from None
+        if kinds[name] == "jsonb":
+            forms[key] |= {"nested"}  # strings keep their quotes there
+    seen |= kinds
+    learn(known, forms)
+    return arrays, kinds
+
+
+def _type_decoded(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind]:
+    import pyarrow as pa
+
+    try:
+        return type_strings(values, so_far)
+    except pa.ArrowTypeError:
+        from msgspec import UNSET
+
+        return type_strings([None if value is UNSET else value for value in values], so_far)
 
 
 def type_values(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind]:
@@ -353,7 +416,7 @@ def type_written(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind, f
     return texts, "text", forms
 
 
-def type_strings(values: list[str | None], so_far: Kind) -> tuple[pa.Array, Kind]:
+def type_strings(values: Sequence[str | None], so_far: Kind) -> tuple[pa.Array, Kind]:
     """The same for strings that are decoded already, in a column that has held nothing else."""
     import pyarrow as pa
 
