@@ -266,16 +266,28 @@ def blocks(array: Any, size: int) -> Iterator[bytes]:
         place += cut + 1
 
 
-def rows_in(found: Any, name: str, size: int) -> Iterator[tuple[list[Row], int]]:
-    """The rows of an array or object, in lists of some `size` bytes of JSON, each with its bytes."""
+def pieces_in(found: Any, size: int) -> Iterator[Piece]:
+    """The rows of an array in pieces of some `size` bytes, or one object as a piece without commas."""
     if found is None:
         return
     if first_byte(found) != "[":
-        yield [dict(fields(found)) or {"value": found}], memoryview(found).nbytes
+        yield Piece(bytes(found), 1)
         return
-    source = Source(name, _unopened, None, 0)
     for text in blocks(found, size):
-        yield decode_piece(source, Piece(text, 1, commas=True)), len(text)
+        yield Piece(text, 1, commas=True)
+
+
+def rows_of(piece: Piece, name: str) -> list[Row]:
+    """The rows of a piece of an answer."""
+    if not piece.commas:
+        return [dict(fields(piece.text)) or {"value": piece.text}]
+    return decode_piece(Source(name, _unopened, None, 0), piece)
+
+
+def rows_in(found: Any, name: str, size: int) -> Iterator[tuple[list[Row], int]]:
+    """The rows of an array or object, in lists of some `size` bytes of JSON, each with its bytes."""
+    for piece in pieces_in(found, size):
+        yield rows_of(piece, name), len(piece.text)
 
 
 def _unopened() -> Any:

@@ -348,9 +348,11 @@ def columns_of_records(
         if key in strings and seen.get(name, "") not in ("", "date", "zoned", "text"):
             return None
     try:
-        return _typed(columns, strings, known, seen)
+        typed = _typed(columns, strings, known, seen)
     except UnicodeDecodeError:
         return None
+    known.misses = 0
+    return typed
 
 
 def _typed(

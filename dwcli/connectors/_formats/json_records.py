@@ -15,7 +15,7 @@ from typing import Any
 
 #: Objects with more fields than this have no record, whose fields are looked for one after the other.
 MAX_FIELDS = 256
-#: So many pieces one after the other that are not alike, and no other is tried.
+#: So many frames one after the other of objects that are not alike, and no other is tried.
 MAX_MISSES = 8
 #: Closing braces of the first object that are tried as its end.
 _BRACES = 64
@@ -50,7 +50,9 @@ class Known:
     beside: frozenset[str] = frozenset()
     #: field → the forms of its values (see `json_file.type_written`)
     forms: dict[str, frozenset[str]] = field(default_factory=dict)
+    #: None before anything is known, and where records were of no use
     form: Form | None = None
+    #: frames one after the other that were no records in the end
     misses: int = 0
 
 
@@ -60,7 +62,9 @@ def learn(known: Known, forms: Mapping[str, frozenset[str]]) -> None:
         if key not in known.beside:
             known.forms[key] = known.forms.get(key, frozenset()) | found
     strings = {key: found == {"string"} for key, found in known.forms.items()}
-    if known.form is None or known.form.strings != strings:
+    if known.misses > MAX_MISSES:
+        known.form = None
+    elif known.form is None or known.form.strings != strings:
         known.form = _form(tuple(strings.items()))
 
 
@@ -107,15 +111,15 @@ def decode(known: Known, piece: Piece, node: str = "") -> list[Any] | None:
     """The objects of a piece as records; None where one of them is not like those before."""
     import msgspec
 
-    if known.form is None or known.misses > MAX_MISSES:
+    if known.form is None:
         return None
     one, several = _decoder(known.form.record, node)
     try:
         found = several.decode(b"[" + piece.text + b"]") if piece.commas else one.decode_lines(piece.text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        known.misses += 1
+        # what is read with these is no frame of records any more, so that it need not be tried again
+        known.form, known.misses = None, known.misses + 1
         return None
-    known.misses = 0
     return [element.node for element in found] if node else found
 
 
