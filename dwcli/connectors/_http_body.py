@@ -8,6 +8,7 @@ number is ever a float.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,10 @@ Row = dict[str, Any]
 LISTS = ("data", "items", "results", "records", "rows", "value", "values", "entries", "content", "hits")
 _SPACE = b" \t\r\n"
 _EMPTY: Mapping[str, Any] = {}
+#: Fields of an object of so many bytes are kept for the next question: each page's body is asked for several.
+_LARGE = 4096
+#: The large object of each thread that was looked into last. It ends with the thread that fetches pages.
+_looked_into = threading.local()
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,11 @@ def fields(value: Any) -> Mapping[str, Any]:
     """The fields of an object; none for what is no object."""
     if value is None or first_byte(value) != "{":
         return _EMPTY
+    if getattr(_looked_into, "value", None) is value:
+        return dict(_looked_into.fields)
     found: dict[str, Any] = _decoded(_decoders()[0], value)
+    if memoryview(value).nbytes >= _LARGE:
+        _looked_into.value, _looked_into.fields = value, dict(found)
     return found
 
 
