@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dwcli.connectors._formats.json_file import MAX_DEPTH, decode_piece, last_cut, mended
+from dwcli.connectors._formats.json_file import MAX_DEPTH, array_cut, decode_piece, mended
 from dwcli.connectors._formats.json_records import Piece
 from dwcli.connectors._formats.streams import Source
 from dwcli.errors import QueryFailed, SourceData
@@ -268,7 +268,7 @@ def blocks(array: Any, size: int) -> Iterator[bytes]:
         length, cut = size, 0
         while not cut:
             text = bytes(view[place : min(place + length, end)])
-            cut = len(text) if place + length >= end else last_cut(text, True)[0]
+            cut = len(text) if place + length >= end else array_cut(text)[0]
             length *= 2
         if text[:cut].strip(_SPACE):
             yield text[:cut]

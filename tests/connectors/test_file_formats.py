@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from dwcli.connectors import create_connector
 from dwcli.connectors._formats import FileFields, Frame, Options, read_file
-from dwcli.connectors._formats.json_file import HALF_PAIR, last_cut
+from dwcli.connectors._formats.json_file import HALF_PAIR, array_cut, last_cut
 from dwcli.errors import DriverMissing, ResourceMissing, SourceData
 
 
@@ -266,14 +266,15 @@ json_values = st.recursive(
 @given(st.lists(st.dictionaries(st.sampled_from("ab"), json_values), min_size=1, max_size=5), st.booleans())
 def test_an_array_is_cut_only_between_its_elements(elements, spaced):
     text = json.dumps(elements, indent=1 if spaced else None).encode()[1:]
-    assert last_cut(text, in_array=True) == (len(text) - 1, True)
+    assert last_cut(text, in_array=True) == array_cut(text) == (len(text) - 1, True)
     for end in range(len(text) - 1):
-        cut, ended = last_cut(text[:end], in_array=True)
-        assert not ended
-        if cut:
-            assert (
-                json.loads(b"[" + text[:cut] + b"]") == elements[: len(json.loads(b"[" + text[:cut] + b"]"))]
-            )
+        last, ended = last_cut(text[:end], in_array=True)
+        sooner, ended_sooner = array_cut(text[:end])
+        assert not ended and not ended_sooner
+        assert 0 <= sooner <= last and bool(sooner) == bool(last)
+        for cut in {last, sooner} - {0}:
+            before = json.loads(b"[" + text[:cut] + b"]")
+            assert before == elements[: len(before)]
 
 
 def test_a_large_array_is_read_in_pieces(tmp_path):

@@ -36,6 +36,11 @@ MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 8_000
 _SPACE = re.compile(rb"[ \t\r\n]")
 _WHITESPACE = b" \t\r\n"
+#: How an object begins, up to the name of its first field, and how many such places are tried as a cut.
+_HEAD = re.compile(rb'[ \t\r\n]*(\{[ \t\r\n]*"[^"\\]{0,100}")')
+_HEADS = 4
+#: As far in front of it, in bytes, whitespace is passed over.
+_NEAR = 256
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _LONE_SURROGATE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
@@ -113,7 +118,7 @@ def _elements(source: Source, stream: BinaryIO, block: int) -> Iterator[Piece]:
         line += before.count(b"\n")
     more = True
     while more:
-        cut, ended = last_cut(rest, commas)
+        cut, ended = array_cut(rest) if commas else last_cut(rest, False)
         yield Piece(rest[:cut], line, commas)
         line += rest.count(b"\n", 0, cut)
         rest = rest[cut:]
@@ -154,6 +159,33 @@ def _refuse_trailing(source: Source, stream: BinaryIO, rest: bytes, line: int) -
                 f"{source.name}:{line}: there is more behind the array that ends here",
                 hint="if each line is a JSON value of its own: format: ndjson",
             )
+
+
+def array_cut(text: bytes) -> tuple[int, bool]:
+    """The same as `last_cut` in an array, sooner where its elements are objects with one first field.
+
+    Another object of the same beginning, with a comma before it, may be deeper inside: what stands before
+    the cut has to be whole elements.
+    """
+    import msgspec
+
+    head = _HEAD.match(text)
+    if head is None or text[-_NEAR:].rstrip(_WHITESPACE).endswith(b"]"):
+        return last_cut(text, True)
+    place = len(text)
+    for _ in range(_HEADS):
+        place = max(0, text.rfind(head[1], 0, place))
+        start = max(0, place - _NEAR)
+        before = text[start:place].rstrip(_WHITESPACE)
+        if not before.endswith(b","):
+            continue
+        cut = start + len(before) - 1
+        try:
+            msgspec.json.decode(b"[" + text[:cut] + b"]", type=list[msgspec.Raw])
+        except (msgspec.DecodeError, RecursionError):
+            continue
+        return cut, False
+    return last_cut(text, True)
 
 
 def last_cut(text: bytes, in_array: bool) -> tuple[int, bool]:
