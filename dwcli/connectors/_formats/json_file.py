@@ -164,13 +164,13 @@ def _refuse_trailing(source: Source, stream: BinaryIO, rest: bytes, line: int) -
 def array_cut(text: bytes) -> tuple[int, bool]:
     """The same as `last_cut` in an array, sooner where its elements are objects with one first field.
 
-    Another object of the same beginning, with a comma before it, may be deeper inside: what stands before
-    the cut has to be whole elements.
+    An object with this beginning may be deeper inside as well: what stands before the comma in front of it
+    has to be whole elements. What stands behind is looked through, as it may hold a few more.
     """
     import msgspec
 
     head = _HEAD.match(text)
-    if head is None or text[-_NEAR:].rstrip(_WHITESPACE).endswith(b"]"):
+    if head is None:
         return last_cut(text, True)
     place = len(text)
     for _ in range(_HEADS):
@@ -184,7 +184,8 @@ def array_cut(text: bytes) -> tuple[int, bool]:
             msgspec.json.decode(b"[" + text[:cut] + b"]", type=list[msgspec.Raw])
         except (msgspec.DecodeError, RecursionError):
             continue
-        return cut, False
+        more, ended = last_cut(text[cut + 1 :], True)
+        return (cut + 1 + more, ended) if more or ended else (cut, False)
     return last_cut(text, True)
 
 
