@@ -181,7 +181,7 @@ def array_cut(text: bytes) -> tuple[int, bool]:
             continue
         cut = start + len(before) - 1
         try:
-            msgspec.json.decode(b"[" + text[:cut] + b"]", type=list[msgspec.Raw])
+            msgspec.json.decode(b"[" + text[:cut] + b"]", type=msgspec.Raw)
         except (msgspec.DecodeError, RecursionError):
             continue
         more, ended = last_cut(text[cut + 1 :], True)
