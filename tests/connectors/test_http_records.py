@@ -18,13 +18,14 @@ from dwcli.connectors._http_send import Client
 from dwcli.errors import SourceData
 from tests.connectors.test_json_records import texts
 
-#: Two or three of these make a frame.
-PADDING = b" " * 30_000
+#: Bytes that a page is made longer by: three pages of these make a frame.
+A_THIRD = 30_000
+A_WHOLE = 70_000
 
 
-def page_of(elements: list[bytes], node: str, padded: bool) -> Page:
+def page_of(elements: list[bytes], node: str, padding: int) -> Page:
     inside = [b'{"cursor":"x","node":' + element + b"}" if node else element for element in elements]
-    text = b"[" + b",".join(inside) + (PADDING if padded else b"") + b"]"
+    text = b"[" + b",".join(inside) + b" " * padding + b"]"
     return Page(Mock(), None, msgspec.Raw(text), len(elements), node=node)
 
 
@@ -64,14 +65,15 @@ def whole(elements: list[bytes]) -> bool:
     return True
 
 
+PADDINGS = st.lists(st.sampled_from([0, A_THIRD, A_WHOLE, A_WHOLE]), min_size=16, max_size=16)
+
+
 @settings(max_examples=300, deadline=None)
-@given(texts(), st.booleans(), st.booleans(), st.lists(st.booleans(), min_size=8, max_size=8))
-def test_records_give_what_the_general_way_gives(pieces, nodes, children, padded):
-    pieces = [elements for elements in pieces if whole(elements)]
-    pages = [
-        page_of(elements, "node" if nodes else "", much)
-        for elements, much in zip(pieces, padded, strict=False)
-    ]
+@given(texts(), st.booleans(), st.booleans(), PADDINGS)
+def test_records_give_what_the_general_way_gives(pieces, nodes, children, paddings):
+    twice = [elements for elements in pieces * 2 if whole(elements)]
+    node = "node" if nodes else ""
+    pages = [page_of(elements, node, padding) for elements, padding in zip(twice, paddings, strict=False)]
     parents = [{"parent_id": msgspec.Raw(b"%d" % at)} if children else {} for at in range(len(pages))]
     assert shown(pages, parents) == generally(pages, parents)
 
@@ -99,25 +101,27 @@ def quick(pages: list[Page], parents: list[dict[str, Any]]) -> list[bool]:
 @pytest.mark.parametrize("node", ["", "node"])
 @pytest.mark.parametrize("parent", [{}, {"parent_id": msgspec.Raw(b'"p"')}], ids=["rows", "children"])
 def test_from_the_second_frame_on_rows_are_records(node, parent):
-    pages = [page_of(alike(at), node, True) for at in range(9)]
+    pages = [page_of(alike(at), node, A_THIRD) for at in range(9)]
     assert quick(pages, [parent] * 9) == [False, True, True]
 
 
 def test_one_page_of_a_frame_that_is_not_alike_is_read_with_the_others():
-    pages = [page_of(alike(at), "", True) for at in range(9)]
-    pages[4] = page_of([b'{"id":"x","new":1}'], "", True)
+    pages = [page_of(alike(at), "", A_THIRD) for at in range(9)]
+    pages[4] = page_of([b'{"id":"x","new":1}'], "", A_THIRD)
     assert quick(pages, [{}] * 9) == [False, False, True]
     assert shown(pages, [{}] * 9) == generally(pages, [{}] * 9)
 
 
 def test_a_childs_field_of_its_parents_name_is_refused_behind_records_too():
-    pages = [page_of(alike(at), "", True) for at in range(4)] + [page_of([b'{"parent_id":1}'], "", True)]
+    pages = [page_of(alike(at), "", A_THIRD) for at in range(4)] + [
+        page_of([b'{"parent_id":1}'], "", A_THIRD)
+    ]
     refused, _ = shown(pages, [{"parent_id": msgspec.Raw(b"1")}] * 5)[1:]
     assert refused[0] == "/rows: a row has a field 'parent_id', which is the parent's"
 
 
 def test_nested_objects_that_become_columns_are_no_records():
-    pages = [page_of([b'{"a":{"b":%d}}' % at], "", True) for at in range(6)]
+    pages = [page_of([b'{"a":{"b":%d}}' % at], "", A_THIRD) for at in range(6)]
     frames = shown(pages, [{}] * 6, flatten=True)[:-1]
     assert [frame[1] for frame in frames] == [
         [(0, "/rows"), (1, "/rows"), (2, "/rows")], [(3, "/rows"), (4, "/rows"), (5, "/rows")]
