@@ -8,12 +8,14 @@ number is ever a float.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dwcli.connectors._formats.json_file import MAX_DEPTH, Piece, decode_piece, last_cut, mended
+from dwcli.connectors._formats.json_file import MAX_DEPTH, array_cut, decode_piece, mended
+from dwcli.connectors._formats.json_records import Piece
 from dwcli.connectors._formats.streams import Source
 from dwcli.errors import QueryFailed, SourceData
 
@@ -24,6 +26,10 @@ Row = dict[str, Any]
 LISTS = ("data", "items", "results", "records", "rows", "value", "values", "entries", "content", "hits")
 _SPACE = b" \t\r\n"
 _EMPTY: Mapping[str, Any] = {}
+#: Fields of an object of so many bytes are kept for the next question: each page's body is asked for several.
+_LARGE = 4096
+#: The large object of each thread that was looked into last. It ends with the thread that fetches pages.
+_looked_into = threading.local()
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,11 @@ def fields(value: Any) -> Mapping[str, Any]:
     """The fields of an object; none for what is no object."""
     if value is None or first_byte(value) != "{":
         return _EMPTY
+    if getattr(_looked_into, "value", None) is value:
+        return dict(_looked_into.fields)
     found: dict[str, Any] = _decoded(_decoders()[0], value)
+    if memoryview(value).nbytes >= _LARGE:
+        _looked_into.value, _looked_into.fields = value, dict(found)
     return found
 
 
@@ -258,23 +268,35 @@ def blocks(array: Any, size: int) -> Iterator[bytes]:
         length, cut = size, 0
         while not cut:
             text = bytes(view[place : min(place + length, end)])
-            cut = len(text) if place + length >= end else last_cut(text, True)[0]
+            cut = len(text) if place + length >= end else array_cut(text)[0]
             length *= 2
         if text[:cut].strip(_SPACE):
             yield text[:cut]
         place += cut + 1
 
 
-def rows_in(found: Any, name: str, size: int) -> Iterator[tuple[list[Row], int]]:
-    """The rows of an array or object, in lists of some `size` bytes of JSON, each with its bytes."""
+def pieces_in(found: Any, size: int) -> Iterator[Piece]:
+    """The rows of an array in pieces of some `size` bytes, or one object as a piece without commas."""
     if found is None:
         return
     if first_byte(found) != "[":
-        yield [dict(fields(found)) or {"value": found}], memoryview(found).nbytes
+        yield Piece(bytes(found), 1)
         return
-    source = Source(name, _unopened, None, 0)
     for text in blocks(found, size):
-        yield decode_piece(source, Piece(text, 1, commas=True)), len(text)
+        yield Piece(text, 1, commas=True)
+
+
+def rows_of(piece: Piece, name: str) -> list[Row]:
+    """The rows of a piece of an answer."""
+    if not piece.commas:
+        return [dict(fields(piece.text)) or {"value": piece.text}]
+    return decode_piece(Source(name, _unopened, None, 0), piece)
+
+
+def rows_in(found: Any, name: str, size: int) -> Iterator[tuple[list[Row], int]]:
+    """The rows of an array or object, in lists of some `size` bytes of JSON, each with its bytes."""
+    for piece in pieces_in(found, size):
+        yield rows_of(piece, name), len(piece.text)
 
 
 def _unopened() -> Any:

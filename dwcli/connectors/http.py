@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,11 +24,22 @@ from dwcli.ahead import ahead
 from dwcli.connectors import _http_send as sending
 from dwcli.connectors import driver_missing
 from dwcli.connectors._catalog import cursor_candidates
-from dwcli.connectors._formats.frames import SOURCE_PATH, Frame, Seen, frame_of_arrays, unique_names
+from dwcli.connectors._formats.frames import SOURCE_PATH, Frame, Seen, frame_of_arrays
 from dwcli.connectors._formats.items import columns_of, told_changes, within
-from dwcli.connectors._formats.json_file import type_values
+from dwcli.connectors._formats.json_file import columns_of_records, columns_of_rows
+from dwcli.connectors._formats.json_records import Known, Piece, decode
 from dwcli.connectors._http_auth import warn_of_plain_text
-from dwcli.connectors._http_body import Row, at, fields, flattened, rows_in, scalar, unwrapped
+from dwcli.connectors._http_body import (
+    Row,
+    at,
+    fields,
+    flattened,
+    pieces_in,
+    rows_in,
+    rows_of,
+    scalar,
+    unwrapped,
+)
 from dwcli.connectors._http_paging import Page, pages
 from dwcli.connectors._http_query import filled, parent_column, spelled, target_of, with_cursor
 from dwcli.connectors._http_send import Client, Request
@@ -39,7 +50,9 @@ from dwcli.errors import ConnectionFailed, DwError, QueryFailed, ResourceMissing
 from dwcli.log import get_logger
 
 if TYPE_CHECKING:
-    pass
+    import pyarrow as pa
+
+    from dwcli.connectors._formats.texts import Kind
 
 TITLE = "REST or GraphQL API"
 ALIASES = ("rest", "api")
@@ -352,6 +365,18 @@ def _alike(one: Frame, other: Frame) -> bool:
     return one.types == other.types and one.data.schema == other.data.schema
 
 
+@dataclass
+class _Part:
+    """A piece of a page's rows: as records where they are like those before, else as rows."""
+
+    piece: Piece
+    node: str
+    #: the parent's fields
+    added: Mapping[str, Any]
+    records: list[Any] | None = None
+    rows: list[Row] = field(default_factory=list)
+
+
 def _frames(
     client: Client, query: str, arriving: Pages, limit: int, seen: Seen
 ) -> Generator[Frame, None, None]:
@@ -360,21 +385,32 @@ def _frames(
     block = max(64 * 1024, limit // 4)
     names: dict[tuple[str, ...], str] = {}
     name = _name(query if not target_of(query).graphql else config.base_url)
-    rows: list[Row] = []
+    known: Known | None = None
+    parts: list[_Part] = []
     size = 0
     changed: Counter[str] = Counter()
+
+    def in_general(part: _Part) -> list[Row]:
+        return _made(config, rows_of(part.piece, name), part.node, part.added, names, name)
+
     with closing(ahead(arriving, stop=lambda: sending.stop(client))) as fetched:
         for page, added in fetched:
+            known = known or Known(frozenset(added))
             changed.update(page.changed)
-            for some, length in rows_in(page.rows, name, block):
-                rows += _made(config, some, page.node, added, names, name)
-                size += length
+            for piece in pieces_in(page.rows, block):
+                part = _Part(piece, page.node, added)
+                if piece.commas and not config.flatten:
+                    part.records = decode(known, piece, page.node)
+                if part.records is None:
+                    part.rows = in_general(part)
+                parts.append(part)
+                size += len(piece.text)
                 if size >= block:
-                    yield replace(_frame(name, rows, seen), changed=dict(changed))
-                    rows, size = [], 0
+                    yield replace(_frame(name, parts, in_general, known, seen), changed=dict(changed))
+                    parts, size = [], 0
                     changed.clear()
-    if rows:
-        yield replace(_frame(name, rows, seen), changed=changed)
+    if known and any(part.records or part.rows for part in parts):
+        yield replace(_frame(name, parts, in_general, known, seen), changed=changed)
 
 
 def _made(
@@ -393,20 +429,37 @@ def _made(
     return _with(added, rows, name) if added else rows
 
 
-def _frame(name: str, rows: list[Row], seen: Seen) -> Frame:
-    """Rows as columns, each of the narrowest type that holds every value as it is written."""
-    given = list(dict.fromkeys(chain.from_iterable(rows)))
-    arrays: dict[str, Any] = {}
-    for key, column in zip(given, unique_names(given), strict=True):
-        values = [bytes(row[key]) if key in row else b"null" for row in rows]
-        try:
-            arrays[column], seen[column] = type_values(values, seen.get(column, ""))
-        except UnicodeDecodeError:
-            raise SourceData(
-                f"{name}: field {key!r} is not in UTF-8, as JSON has to be",
-                hint="the server should say in Content-Type which encoding it uses",
-            ) from None
-    return frame_of_arrays(name, arrays, {column: seen[column] for column in arrays}, len(rows))
+def _frame(
+    name: str, parts: Sequence[_Part], in_general: Callable[[_Part], list[Row]], known: Known, seen: Seen
+) -> Frame:
+    """Rows as columns, each of the narrowest type that holds every value as it is written.
+
+    Where not all parts are records, those that are become rows as well.
+    """
+    if columns := _columns_of_records(parts, known, seen):
+        return frame_of_arrays(name, *columns, sum(len(part.records or ()) for part in parts))
+    rows = [row for part in parts for row in (part.rows if part.records is None else in_general(part))]
+    try:
+        columns = columns_of_rows(rows, known, seen)
+    except UnicodeDecodeError as error:
+        raise SourceData(
+            f"{name}: field {error.reason!r} is not in UTF-8, as JSON has to be",
+            hint="the server should say in Content-Type which encoding it uses",
+        ) from None
+    return frame_of_arrays(name, *columns, len(rows))
+
+
+def _columns_of_records(
+    parts: Sequence[_Part], known: Known, seen: Seen
+) -> tuple[dict[str, pa.Array], dict[str, Kind]] | None:
+    if any(part.records is None or part.node != parts[0].node for part in parts):
+        return None
+    records = list(chain.from_iterable(part.records or () for part in parts))
+    beside = {
+        key: list(chain.from_iterable([part.added[key]] * len(part.records or ()) for part in parts))
+        for key in parts[0].added
+    }
+    return columns_of_records(records, [part.piece for part in parts], known, seen, parts[0].node, beside)
 
 
 def _with(added: Mapping[str, Any], rows: list[Row], name: str) -> list[Row]:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from dwcli.connectors import create_connector
 from dwcli.connectors._formats import FileFields, Frame, Options, read_file
-from dwcli.connectors._formats.json_file import HALF_PAIR, last_cut
+from dwcli.connectors._formats.json_file import HALF_PAIR, array_cut, last_cut
 from dwcli.errors import DriverMissing, ResourceMissing, SourceData
 
 
@@ -274,6 +274,14 @@ def test_an_array_is_cut_only_between_its_elements(elements, spaced):
             assert (
                 json.loads(b"[" + text[:cut] + b"]") == elements[: len(json.loads(b"[" + text[:cut] + b"]"))]
             )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from("ab"), json_values), max_size=8), st.booleans())
+def test_the_cut_that_is_found_by_how_elements_begin_is_the_last_one(elements, spaced):
+    text = json.dumps(elements, indent=1 if spaced else None).encode()[1:] + b" , {"
+    for end in range(len(text) + 1):
+        assert array_cut(text[:end]) == last_cut(text[:end], in_array=True)
 
 
 def test_a_large_array_is_read_in_pieces(tmp_path):

@@ -12,19 +12,22 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dwcli.connectors._formats.frames import Frame, Options, Seen, frame_of_arrays, unique_names
+from dwcli.connectors._formats.json_records import Known, Piece, decode, learn, values_of
 from dwcli.connectors._formats.streams import Source, as_utf8, encoding_of, reading, undecodable
 from dwcli.connectors._formats.texts import Kind, arrow_type, fits_numeric, type_texts
 from dwcli.errors import SourceData
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 #: One element larger than this is no row.
@@ -33,6 +36,11 @@ MAX_ELEMENT_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 8_000
 _SPACE = re.compile(rb"[ \t\r\n]")
 _WHITESPACE = b" \t\r\n"
+#: How an object begins, up to the name of its first field, and how many such places are tried as a cut.
+_HEAD = re.compile(rb'[ \t\r\n]*(\{[ \t\r\n]*"[^"\\]{0,100}")')
+_HEADS = 4
+#: As far in front of it, in bytes, whitespace is passed over.
+_NEAR = 256
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _LONE_SURROGATE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
@@ -59,30 +67,18 @@ def read_ndjson(source: Source, options: Options, seen: Seen) -> Iterator[Frame]
     yield from _read(source, options, seen, _lines)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Whole JSON values as they stand in a file: elements with commas between them, or lines."""
-
-    text: bytes
-    #: the line on which it begins
-    line: int
-    #: whether commas stand between the values
-    commas: bool = False
-
-
 def _read(
     source: Source, options: Options, seen: Seen, split: Callable[[Source, BinaryIO, int], Iterator[Piece]]
 ) -> Iterator[Frame]:
     with source.open() as stream, reading(source.name):
         encoding = options.encoding or encoding_of(stream.read(4096))
     block = max(64 * 1024, options.batch_bytes // 4)
+    known = Known()
     with source.open() as raw, reading(source.name):
         try:
             for piece in split(source, as_utf8(raw, encoding), block):
-                changed: dict[str, int] = {}
-                rows = decode_piece(source, piece, changed=changed)
-                if rows:
-                    yield replace(_frame(source, rows, seen), changed=changed)
+                if frame := _frame(source, piece, known, seen):
+                    yield frame
         except UnicodeDecodeError:
             raise undecodable(source, encoding) from None
 
@@ -122,7 +118,7 @@ def _elements(source: Source, stream: BinaryIO, block: int) -> Iterator[Piece]:
         line += before.count(b"\n")
     more = True
     while more:
-        cut, ended = last_cut(rest, commas)
+        cut, ended = array_cut(rest) if commas else last_cut(rest, False)
         yield Piece(rest[:cut], line, commas)
         line += rest.count(b"\n", 0, cut)
         rest = rest[cut:]
@@ -163,6 +159,34 @@ def _refuse_trailing(source: Source, stream: BinaryIO, rest: bytes, line: int) -
                 f"{source.name}:{line}: there is more behind the array that ends here",
                 hint="if each line is a JSON value of its own: format: ndjson",
             )
+
+
+def array_cut(text: bytes) -> tuple[int, bool]:
+    """The same as `last_cut` in an array, sooner where its elements are objects with one first field.
+
+    An object with this beginning may be deeper inside as well: what stands before the comma in front of it
+    has to be whole elements. What stands behind is looked through, as it may hold a few more.
+    """
+    import msgspec
+
+    head = _HEAD.match(text)
+    if head is None:
+        return last_cut(text, True)
+    place = len(text)
+    for _ in range(_HEADS):
+        place = max(0, text.rfind(head[1], 0, place))
+        start = max(0, place - _NEAR)
+        before = text[start:place].rstrip(_WHITESPACE)
+        if not before.endswith(b","):
+            continue
+        cut = start + len(before) - 1
+        try:
+            msgspec.json.decode(b"[" + text[:cut] + b"]", type=msgspec.Raw)
+        except (msgspec.DecodeError, RecursionError):
+            continue
+        more, ended = last_cut(text[cut + 1 :], True)
+        return (cut + 1 + more, ended) if more or ended else (cut, False)
+    return last_cut(text, True)
 
 
 def last_cut(text: bytes, in_array: bool) -> tuple[int, bool]:
@@ -312,37 +336,122 @@ def _first_bad_value(piece: Piece, why: str) -> tuple[Piece, str]:
 # -- from rows to columns ------------------------------------------------------------------------------
 
 
-def _frame(source: Source, rows: list[dict[str, Any]], seen: Seen) -> Frame:
-    given = list(dict.fromkeys(chain.from_iterable(rows)))
+def _frame(source: Source, piece: Piece, known: Known, seen: Seen) -> Frame | None:
+    """The rows of a piece, None for a piece without any."""
+    records = decode(known, piece)
+    columns = records and columns_of_records(records, [piece], known, seen)
+    if records and columns:
+        return frame_of_arrays(source.name, *columns, len(records))
+    changed: dict[str, int] = {}
+    rows = decode_piece(source, piece, changed=changed)
+    if not rows:
+        return None
+    frame = frame_of_arrays(source.name, *columns_of_rows(rows, known, seen), len(rows))
+    return replace(frame, changed=changed)
+
+
+def columns_of_rows(
+    rows: Sequence[Mapping[str, Any]], known: Known, seen: Seen
+) -> tuple[dict[str, pa.Array], dict[str, Kind]]:
+    """Rows of any fields as columns, and their kinds, which are noted in `seen`.
+
+    Raises UnicodeDecodeError whose reason is the field that is not UTF-8.
+    """
+    given = dict.fromkeys(chain.from_iterable(rows))
+    columns = {key: [row.get(key, b"null") for row in rows] for key in given}
+    return _typed(columns, frozenset(), known, seen)
+
+
+def columns_of_records(
+    records: Sequence[Any],
+    pieces: Sequence[Piece],
+    known: Known,
+    seen: Seen,
+    node: str = "",
+    beside: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> tuple[dict[str, pa.Array], dict[str, Kind]] | None:
+    """The same for records that were decoded from `pieces`; None for what the general way has to read.
+
+    beside: further columns, in front of theirs.
+    """
+    assert known.form is not None
+    columns = {**beside, **values_of(known.form, records, pieces, node)}
+    strings = frozenset(key for key, texts in known.form.strings.items() if texts)
+    for key, name in zip(columns, unique_names(columns), strict=True):
+        if key in strings and seen.get(name, "") not in ("", "date", "zoned", "text"):
+            return None
+    try:
+        typed = _typed(columns, strings, known, seen)
+    except UnicodeDecodeError:
+        return None
+    known.misses = 0
+    return typed
+
+
+def _typed(
+    columns: Mapping[str, Sequence[Any]], strings: frozenset[str], known: Known, seen: Seen
+) -> tuple[dict[str, pa.Array], dict[str, Kind]]:
+    """Columns of values as they are written or, for the fields of `strings`, as decoded strings."""
     arrays: dict[str, pa.Array] = {}
     kinds: dict[str, Kind] = {}
-    for key, name in zip(given, unique_names(given), strict=True):
-        values = [bytes(row[key]) if key in row else b"null" for row in rows]
-        arrays[name], seen[name] = type_values(values, seen.get(name, ""))
-        kinds[name] = seen[name]
-    return frame_of_arrays(source.name, arrays, kinds, len(rows))
+    forms: dict[str, frozenset[str]] = {}
+    for (key, values), name in zip(columns.items(), unique_names(columns), strict=True):
+        so_far = seen.get(name, "")
+        if key in strings:
+            arrays[name], kinds[name] = _type_decoded(values, so_far)
+            continue
+        try:
+            arrays[name], kinds[name], forms[key] = type_written(values, so_far)
+        except UnicodeDecodeError:
+            raise UnicodeDecodeError("utf-8", b"", 0, 0, key) from None
+        if kinds[name] == "jsonb":
+            forms[key] |= {"nested"}  # strings keep their quotes there
+    seen |= kinds
+    learn(known, forms)
+    return arrays, kinds
 
 
-def type_values(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
-    """A column from JSON values as they are written, with its kind (see the module's text)."""
+def _type_decoded(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind]:
     import pyarrow as pa
 
-    forms = {_FORMS[first] for first in {value[0] for value in values}} - {"null"}
+    try:
+        return type_strings(values, so_far)
+    except pa.ArrowTypeError:
+        from msgspec import UNSET
+
+        return type_strings([None if value is UNSET else value for value in values], so_far)
+
+
+def type_values(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind]:
+    """A column from JSON values as they are written, with its kind (see the module's text).
+
+    values: bytes or `msgspec.Raw`, of valid JSON without whitespace around it.
+    """
+    array, kind, _ = type_written(values, so_far)
+    return array, kind
+
+
+def type_written(values: Sequence[Any], so_far: Kind) -> tuple[pa.Array, Kind, frozenset[str]]:
+    """The same, and the forms that the values beside null have: number, boolean, string, nested."""
+    import pyarrow as pa
+
+    written = _written(values)
+    forms = _forms_of(written.first)
     if not forms:
-        return pa.nulls(len(values), arrow_type(so_far)), so_far
+        return pa.nulls(len(values), arrow_type(so_far)), so_far, forms
     if so_far == "jsonb" or ("nested" in forms and not so_far):
-        compact = [None if value == b"null" else _compact(value) for value in values]
-        return _strings(compact), "jsonb"
+        return _compacted(written), "jsonb", forms
     if forms == {"number"} and so_far in ("", "bigint", "numeric"):
-        return _type_numbers(values, so_far)
+        return *_type_numbers(written, so_far), forms
+    texts = _texts(written, forms)
     if forms == {"boolean"} and so_far in ("", "boolean"):
-        return type_texts(_texts(values), so_far)
+        return *type_texts(texts, so_far), forms
     if forms == {"string"} and so_far in ("", "date", "zoned"):
-        return _type_strings(_texts(values), so_far)
-    return _texts(values), "text"
+        return *_type_strings(texts, so_far), forms
+    return texts, "text", forms
 
 
-def type_strings(values: list[str | None], so_far: Kind) -> tuple[pa.Array, Kind]:
+def type_strings(values: Sequence[str | None], so_far: Kind) -> tuple[pa.Array, Kind]:
     """The same for strings that are decoded already, in a column that has held nothing else."""
     import pyarrow as pa
 
@@ -361,12 +470,40 @@ _FORMS = {ord("n"): "null", ord("t"): "boolean", ord("f"): "boolean", ord('"'): 
 _FORMS |= dict.fromkeys(b"[{", "nested") | dict.fromkeys(b"-0123456789", "number")
 
 
-def _type_numbers(values: list[bytes], so_far: Kind) -> tuple[pa.Array, Kind]:
-    plain = not _ODD_NUMBER.search(b" ".join(values))
-    texts = [None if value == b"null" else value if plain else _plain_number(value) for value in values]
-    typed, kind = type_texts(_strings(texts), so_far)
+@dataclass(frozen=True)
+class _Written:
+    """The values of a column behind each other, with a NUL between them, which JSON never has."""
+
+    text: bytes
+    lengths: np.ndarray
+    #: the byte that each value begins with
+    first: np.ndarray
+
+
+def _written(values: Sequence[Any]) -> _Written:
+    import numpy as np
+
+    text = b"\0".join(values)
+    data = np.frombuffer(text, np.uint8)
+    starts = np.zeros(len(values), np.int64)
+    starts[1:] = np.flatnonzero(data == 0) + 1
+    return _Written(text, np.diff(starts, append=len(text) + 1) - 1, data[starts])
+
+
+def _forms_of(first: np.ndarray) -> frozenset[str]:
+    import numpy as np
+
+    found = np.flatnonzero(np.bincount(first, minlength=1))
+    return frozenset(_FORMS[byte] for byte in found.tolist()) - {"null"}
+
+
+def _type_numbers(written: _Written, so_far: Kind) -> tuple[pa.Array, Kind]:
+    texts = spelled = _array(written, written.text.replace(b"\0", b""))
+    if _ODD_NUMBER.search(written.text):
+        texts = _strings([v if v is None else _plain_number(v) for v in _listed(written)])
+    typed, kind = type_texts(texts, so_far)
     # beyond what numeric holds
-    return (typed, kind) if kind != "text" else (_texts(values), "text")
+    return (typed, kind) if kind != "text" else (spelled, "text")
 
 
 def _plain_number(value: bytes) -> bytes:
@@ -377,11 +514,14 @@ def _plain_number(value: bytes) -> bytes:
     return value[1:] if value.startswith(b"-0") and not value.strip(b"-0.") else value
 
 
-def _texts(values: list[bytes]) -> pa.Array:
+def _texts(written: _Written, forms: frozenset[str]) -> pa.Array:
     """Strings without their quotes, other scalars as they are written, nested ones compact."""
-    if {value[0] for value in values} <= set(b'"n') and b"\\" not in b"".join(values):  # as most columns are
-        return _strings([None if value == b"null" else value[1:-1] for value in values])
-    return _strings([None if value == b"null" else _text(value) for value in values])
+    if "string" not in forms and "nested" not in forms:
+        return _array(written, written.text.replace(b"\0", b""))
+    if forms == {"string"} and b"\\" not in written.text:  # as most columns are
+        quotes = 2 * (written.first == ord('"'))
+        return _array(written, written.text.translate(None, b'\0"'), written.lengths - quotes)
+    return _strings([v if v is None else _text(v) for v in _listed(written)])
 
 
 def _text(value: bytes) -> bytes:
@@ -393,6 +533,21 @@ def _text(value: bytes) -> bytes:
         return value[1:-1]
     text: str = json.loads(value)
     return text.encode()
+
+
+def _compacted(written: _Written) -> pa.Array:
+    """JSON without whitespace, which most APIs write into it or leave out of it everywhere."""
+    if not _SPACE.search(written.text):
+        return _array(written, written.text.replace(b"\0", b""))
+    import msgspec
+
+    together = b"[" + written.text.replace(b"\0", b",") + b"]"
+    try:
+        values = msgspec.json.Decoder(list[msgspec.Raw]).decode(msgspec.json.format(together, indent=-1))
+    except RecursionError:
+        return _strings([v if v is None else _compact(v) for v in _listed(written)])
+    compact = _written(values)
+    return _array(compact, compact.text.replace(b"\0", b""))
 
 
 def _compact(value: bytes) -> bytes:
@@ -407,11 +562,34 @@ def _compact(value: bytes) -> bytes:
         return value
 
 
+def _listed(written: _Written) -> list[bytes | None]:
+    return [None if value == b"null" else value for value in written.text.split(b"\0")]
+
+
+def _array(written: _Written, content: bytes, lengths: np.ndarray | None = None) -> pa.Array:
+    """A string array of values that stand behind each other; what is null has its `null` in `content`."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = np.zeros(len(written.first) + 1, np.int32)
+    np.cumsum(written.lengths if lengths is None else lengths, out=offsets[1:])
+    valid = written.first != ord("n")
+    present = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    buffers = [present, pa.py_buffer(offsets), pa.py_buffer(content)]
+    return _as_strings(pa.Array.from_buffers(pa.binary(), len(valid), buffers))
+
+
 def _strings(values: list[bytes | None]) -> pa.Array:
+    import pyarrow as pa
+
+    return _as_strings(pa.array(values, pa.binary()))
+
+
+def _as_strings(values: pa.Array) -> pa.Array:
     """A string array; bytes that are no UTF-8 raise UnicodeDecodeError, which names no place yet."""
     import pyarrow as pa
 
     try:
-        return pa.array(values, pa.binary()).cast(pa.string())
+        return values.cast(pa.string())
     except pa.ArrowInvalid:
         raise UnicodeDecodeError("utf-8", b"", 0, 0, "invalid bytes") from None
