@@ -41,6 +41,8 @@ STREAMING = True
 
 #: Documents that tell the fields of a collection.
 SAMPLE = 100
+#: MongoDB keeps the number of documents; what has to count them first is not waited for.
+COUNT_MS = 200
 GOODBYE_SECONDS = 1.0
 #: Why an ObjectId serves as a cursor
 GROWS = "an ObjectId begins with the time it was made: new documents are seen, changed ones are not"
@@ -314,11 +316,16 @@ def describe(client: Client, query: str) -> Resource:
 
 def estimate(client: Client, query: str) -> tuple[int | None, None]:
     """How many documents the collection has by the server's own count. Raises as `describe` does."""
+    import pymongo
+
     with _errors(client, query):
         source = _source(client, query)
         if source.filter or _collections(client)[source.name] != "table":
             return None, None
-        return int(client.database[source.name].estimated_document_count()), None
+        try:
+            return client.database[source.name].estimated_document_count(maxTimeMS=COUNT_MS), None
+        except pymongo.errors.ExecutionTimeout:
+            return None, None
 
 
 def _collections(client: Client) -> dict[str, str]:

@@ -24,7 +24,7 @@ from dwcli.warehouse.engine import connect
 
 #: Parts of the memory a run may take that one batch may be: some five are under way at once, in up to
 #: three forms, beside what Python and its libraries take.
-BATCHES_IN_MEMORY = 64
+BATCHES_IN_MEMORY = 80
 #: How often the thread that waits for the others looks for a signal.
 HEAR_SECONDS = 0.2
 

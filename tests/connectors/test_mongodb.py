@@ -498,3 +498,15 @@ def test_runs_into_postgresql_and_again(mongo, mongo_port, warehouse_url, wareho
         (2, later, None, "2.5", "x", None),
         (3, later, None, "text", None, "[1]"),
     ]
+
+
+def test_a_run_is_told_how_many_documents_there_are_where_that_is_told_at_once(mongo, source, monkeypatch):
+    mongo.counted.insert_many([{"n": number} for number in range(7)])
+    found = source()
+    assert found.estimate("counted") == (7, None)
+    assert found.estimate('counted {"n": 1}') == (None, None)
+    with pytest.raises(ResourceMissing):
+        found.estimate("nowhere")
+    monkeypatch.setattr("dwcli.connectors.mongodb.COUNT_MS", 1)
+    mongo.counted.insert_many([{"n": number} for number in range(30_000)])  # the stand-in counts them
+    assert found.estimate("counted") == (None, None)
