@@ -500,7 +500,7 @@ def test_runs_into_postgresql_and_again(mongo, mongo_port, warehouse_url, wareho
     ]
 
 
-def test_a_run_is_told_how_many_documents_there_are_where_that_is_told_at_once(mongo, source, monkeypatch):
+def test_a_run_is_told_how_many_documents_there_are_where_that_is_told_at_once(mongo, source, monkeypatch):  # noqa: F811
     mongo.counted.insert_many([{"n": number} for number in range(7)])
     found = source()
     assert found.estimate("counted") == (7, None)
