@@ -9,7 +9,6 @@ Different scalars in one column are `text`, as they are spelled. null and a miss
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -510,7 +509,9 @@ def _plain_number(value: bytes) -> bytes:
     """A JSON number without exponent and without a minus before zero: the same number."""
     if b"e" in value or b"E" in value:
         number = Decimal(value.decode())
-        value = format(number, "f").encode() if fits_numeric(number) else value
+        # far from the ends of numeric, as nearly all are, it is not looked at more closely
+        inside = len(value) < 1_000 and -10_000 < number.adjusted() < 10_000
+        value = format(number, "f").encode() if inside or fits_numeric(number) else value
     return value[1:] if value.startswith(b"-0") and not value.strip(b"-0.") else value
 
 
@@ -521,7 +522,17 @@ def _texts(written: _Written, forms: frozenset[str]) -> pa.Array:
     if forms == {"string"} and b"\\" not in written.text:  # as most columns are
         quotes = 2 * (written.first == ord('"'))
         return _array(written, written.text.translate(None, b'\0"'), written.lengths - quotes)
+    if forms == {"string"}:
+        return _decoded_strings(written)
     return _strings([v if v is None else _text(v) for v in _listed(written)])
+
+
+def _decoded_strings(written: _Written) -> pa.Array:
+    import msgspec
+    import pyarrow as pa
+
+    together = b"[" + written.text.replace(b"\0", b",") + b"]"
+    return pa.array(msgspec.json.decode(together, type=list[str | None]), pa.string())
 
 
 def _text(value: bytes) -> bytes:
@@ -531,8 +542,15 @@ def _text(value: bytes) -> bytes:
         return value
     if b"\\" not in value:
         return value[1:-1]
-    text: str = json.loads(value)
+    text: str = _text_decoder().decode(value)
     return text.encode()
+
+
+@cache
+def _text_decoder() -> Any:
+    import msgspec
+
+    return msgspec.json.Decoder(str)
 
 
 def _compacted(written: _Written) -> pa.Array:
