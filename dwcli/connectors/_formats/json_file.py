@@ -47,8 +47,8 @@ _LONE_SURROGATE = re.compile(
 )
 #: What is counted of an escape such as `\ud800` with no other half behind it.
 HALF_PAIR = "half a surrogate pair → the text of its escape"
-#: Numbers with an exponent, or a minus before zero, among numbers and nulls.
-_ODD_NUMBER = re.compile(rb"[eE]|-0")
+#: Where numbers have an exponent, or a minus before zero, among numbers and nulls.
+_ODD = (b"e", b"E", b"-0")
 _BYTE = re.compile(r" \(byte (\d+)\)")
 
 
@@ -497,8 +497,8 @@ def _forms_of(first: np.ndarray) -> frozenset[str]:
 
 
 def _type_numbers(written: _Written, so_far: Kind) -> tuple[pa.Array, Kind]:
-    texts = spelled = _array(written, written.text.replace(b"\0", b""))
-    if _ODD_NUMBER.search(written.text):
+    texts = spelled = _array(written, written.text.translate(None, b"\0"))
+    if any(odd in written.text for odd in _ODD):
         texts = _strings([v if v is None else _plain_number(v) for v in _listed(written)])
     typed, kind = type_texts(texts, so_far)
     # beyond what numeric holds
