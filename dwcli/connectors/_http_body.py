@@ -116,10 +116,11 @@ def fields(value: Any) -> Mapping[str, Any]:
     if value is None or first_byte(value) != "{":
         return _EMPTY
     if getattr(_looked_into, "value", None) is value:
-        return dict(_looked_into.fields)
+        known: Mapping[str, Any] = _looked_into.fields
+        return known
     found: dict[str, Any] = _decoded(_decoders()[0], value)
     if memoryview(value).nbytes >= _LARGE:
-        _looked_into.value, _looked_into.fields = value, dict(found)
+        _looked_into.value, _looked_into.fields = value, found
     return found
 
 

@@ -126,3 +126,15 @@ def test_nested_objects_that_become_columns_are_no_records():
     assert [frame[1] for frame in frames] == [
         [(0, "/rows"), (1, "/rows"), (2, "/rows")], [(3, "/rows"), (4, "/rows"), (5, "/rows")]
     ]  # fmt: skip
+
+
+def test_the_fields_of_a_large_body_are_found_once(monkeypatch):
+    body = msgspec.Raw(b'{"data":[' + b"1," * A_THIRD + b'1],"next":"/2"}')
+    looks = []
+    real = body_of._decoded
+    monkeypatch.setattr(body_of, "_decoded", lambda *given: looks.append(1) or real(*given))
+    assert body_of.scalar(body_of.at(body, "next")) == "/2"
+    assert [*body_of.fields(body)] == ["data", "next"]
+    assert len(looks) == 1
+    assert [*body_of.fields(msgspec.Raw(bytes(body)))] == ["data", "next"]
+    assert len(looks) == 2

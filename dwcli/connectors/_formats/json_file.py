@@ -9,7 +9,6 @@ Different scalars in one column are `text`, as they are spelled. null and a miss
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,8 +47,8 @@ _LONE_SURROGATE = re.compile(
 )
 #: What is counted of an escape such as `\ud800` with no other half behind it.
 HALF_PAIR = "half a surrogate pair → the text of its escape"
-#: Numbers with an exponent, or a minus before zero, among numbers and nulls.
-_ODD_NUMBER = re.compile(rb"[eE]|-0")
+#: Where numbers have an exponent, or a minus before zero, among numbers and nulls.
+_ODD = (b"e", b"E", b"-0")
 _BYTE = re.compile(r" \(byte (\d+)\)")
 
 
@@ -498,8 +497,8 @@ def _forms_of(first: np.ndarray) -> frozenset[str]:
 
 
 def _type_numbers(written: _Written, so_far: Kind) -> tuple[pa.Array, Kind]:
-    texts = spelled = _array(written, written.text.replace(b"\0", b""))
-    if _ODD_NUMBER.search(written.text):
+    texts = spelled = _array(written, written.text.translate(None, b"\0"))
+    if any(odd in written.text for odd in _ODD):
         texts = _strings([v if v is None else _plain_number(v) for v in _listed(written)])
     typed, kind = type_texts(texts, so_far)
     # beyond what numeric holds
@@ -510,7 +509,9 @@ def _plain_number(value: bytes) -> bytes:
     """A JSON number without exponent and without a minus before zero: the same number."""
     if b"e" in value or b"E" in value:
         number = Decimal(value.decode())
-        value = format(number, "f").encode() if fits_numeric(number) else value
+        # far from the ends of numeric, as nearly all are, it is not looked at more closely
+        inside = len(value) < 1_000 and -10_000 < number.adjusted() < 10_000
+        value = format(number, "f").encode() if inside or fits_numeric(number) else value
     return value[1:] if value.startswith(b"-0") and not value.strip(b"-0.") else value
 
 
@@ -521,7 +522,17 @@ def _texts(written: _Written, forms: frozenset[str]) -> pa.Array:
     if forms == {"string"} and b"\\" not in written.text:  # as most columns are
         quotes = 2 * (written.first == ord('"'))
         return _array(written, written.text.translate(None, b'\0"'), written.lengths - quotes)
+    if forms == {"string"}:
+        return _decoded_strings(written)
     return _strings([v if v is None else _text(v) for v in _listed(written)])
+
+
+def _decoded_strings(written: _Written) -> pa.Array:
+    import msgspec
+    import pyarrow as pa
+
+    together = b"[" + written.text.replace(b"\0", b",") + b"]"
+    return pa.array(msgspec.json.decode(together, type=list[str | None]), pa.string())
 
 
 def _text(value: bytes) -> bytes:
@@ -531,8 +542,15 @@ def _text(value: bytes) -> bytes:
         return value
     if b"\\" not in value:
         return value[1:-1]
-    text: str = json.loads(value)
+    text: str = _text_decoder().decode(value)
     return text.encode()
+
+
+@cache
+def _text_decoder() -> Any:
+    import msgspec
+
+    return msgspec.json.Decoder(str)
 
 
 def _compacted(written: _Written) -> pa.Array:
