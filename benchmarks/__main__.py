@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 
 from benchmarks import data, report, startup
-from benchmarks.measure import CommandFailed, run
+from benchmarks.measure import AS_INSTALLED, CommandFailed, run
 from benchmarks.report import JOBS, LIMITS, Series
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +96,8 @@ def measure_job(
             target = data.empty_target(given.server)
             project = write_project(given.server, source, csv, folder)
             environment = variables(source, target, csv, project, folder)
+            if tool == "dw":
+                environment |= AS_INSTALLED
             log = folder / f"{tool}.{job}.log"
             try:
                 cost = run(command(scripts[tool]), environment, folder, log)

@@ -17,6 +17,8 @@ import psutil
 
 import dwcli
 
+#: The environment of a command that runs dw: without what only its tests have installed.
+AS_INSTALLED = {"PYTHONPATH": str(Path(__file__).parent / "as_installed")}
 SAMPLE_SECONDS = 0.05
 START_SECONDS = 30.0
 

@@ -22,7 +22,7 @@ from benchmarks.__main__ import ROOT, fresh
 from benchmarks.families import streams
 from benchmarks.families.rows import NAME, Filled, total
 from benchmarks.families.sources import FAMILIES, Family
-from benchmarks.measure import CommandFailed, Cost, run
+from benchmarks.measure import AS_INSTALLED, CommandFailed, Cost, run
 from dwcli.connectors import names
 from dwcli.project import dump_yaml
 
@@ -101,13 +101,15 @@ def measure_one(
     data.recreate_database(given.server, NAME)
     target = data.database_url(given.server, NAME)
     log = folder / f"{name}.{who}.log"
+    environment = {**filled.variables, "TARGET_URL": target, "TZ": "UTC"}
     if who == "dw":
+        environment |= AS_INSTALLED
         project = write_project(result.family.protocol, filled, target, folder)
         dw = Path(sys.executable).parent / "dw"
         command = [str(dw), "-C", str(project), "run", SOURCE, "--json", "--progress", "none"]
     else:
         command = [sys.executable, str(PLAIN / f"read_{name}.py")]
-    cost = run(command, {**filled.variables, "TARGET_URL": target, "TZ": "UTC"}, folder, log)
+    cost = run(command, environment, folder, log)
     result.exact &= arrived(target) == (result.rows, round(total(result.rows), 2))
     return cost
 

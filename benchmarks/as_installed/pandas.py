@@ -1,0 +1,3 @@
+"""Stands before the pandas of a test server: pyarrow imports it where it is there, and dw has none."""
+
+raise ImportError("dw is installed without pandas")
