@@ -20,8 +20,8 @@ import psycopg
 from benchmarks import data
 from benchmarks.__main__ import ROOT, fresh
 from benchmarks.families import streams
-from benchmarks.families.rows import NAME, Filled, total
-from benchmarks.families.sources import FAMILIES, Family
+from benchmarks.families.rows import NAME, PAGE_ROWS, Filled, total
+from benchmarks.families.sources import FAMILIES, PAGE_SECONDS, Family
 from benchmarks.measure import AS_INSTALLED, CommandFailed, Cost, run
 from dwcli.connectors import names
 from dwcli.project import dump_yaml
@@ -143,7 +143,8 @@ def page(results: dict[str, Result], rows: int, rounds: int) -> str:
         f"Up to {rows:,} rows, median of {rounds}: `make bench-families FAMILY_ROWS={rows}`. Rows per second"
         " from start to exit, CPU seconds without the servers', and peak memory of all processes. `dw` keeps"
         " the rows as Parquet too, and of a message it loads the whole payload beside the five columns that"
-        " the script loads.",
+        " the script loads. The API thinks for"
+        f" {PAGE_SECONDS * 1000:g} ms before it gives a page of {PAGE_ROWS:,} rows.",
         "",
         f"MQTT gives at most {streams.MQTT_MOST:,} messages in a run, and nothing tells the last: both wait"
         f" for {streams.QUIET_SECONDS:g} s more. The stand-in for MongoDB reads the whole collection to count"

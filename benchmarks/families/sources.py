@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from benchmarks.families import streams
 from benchmarks.families.rows import COLUMNS, NAME, PAGE_ROWS, Filled, row
 from benchmarks.measure import free_port, wait_for_port
+
+#: How long an API thinks before it gives a page.
+PAGE_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def http_pages(rows: int, folder: Path) -> Iterator[Filled]:
 
         def do_GET(self) -> None:
             body = bodies[int(parse_qs(urlsplit(self.path).query).get("page", ["1"])[0]) - 1]
+            time.sleep(PAGE_SECONDS)
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

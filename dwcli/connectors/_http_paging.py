@@ -175,7 +175,9 @@ def _step(walk: _Walk, request: Request, config: Config) -> str:
 
 def _look_back(walk: _Walk, page: Page, plan: Plan, name: str) -> None:
     """Compare a page with the one before. Raises SourceData for the same one, or too many without rows."""
-    mark = hashlib.blake2b(memoryview(page.rows)).digest() if page.count else b""
+    few = page.count and memoryview(page.rows).nbytes < _MOST_COMPARED
+    rows = bytes(page.rows) if few else b""
+    mark = rows or (hashlib.blake2b(memoryview(page.rows)).digest() if page.count else b"")
     if page.count and mark == walk.mark:
         raise _loop(walk, "it has the same rows as the one before")
     walk.empty = 0 if page.count else walk.empty + 1
@@ -187,8 +189,7 @@ def _look_back(walk: _Walk, page: Page, plan: Plan, name: str) -> None:
     walk.total = _total(page)
     if walk.last_rows and page.count and bytes(page.first) in walk.last_rows:
         _log.warning("%s begins with a row of the page before: the source changes as it is read", name)
-    few = page.count and memoryview(page.rows).nbytes < _MOST_COMPARED
-    walk.last_rows = bytes(page.rows) if few else b""
+    walk.last_rows = rows
 
 
 def _beyond(error: Exception) -> bool:

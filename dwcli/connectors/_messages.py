@@ -46,7 +46,7 @@ STALLED_SECONDS = 60.0
 SLICE_SECONDS = 0.5
 #: Fields of JSON objects that get a column; PostgreSQL has room for 1,600 columns. All are in `payload`.
 MAX_FIELDS = 1_000
-#: Memory of one message beside its bytes, while it waits to become a row.
+#: Memory of one message beside its bytes.
 _MESSAGE_BYTES = 300
 #: Messages of the first fetch, whose size is not known yet, and of any fetch.
 _FIRST, _MOST_AT_ONCE = 64, 5_000
@@ -207,8 +207,9 @@ def read_messages(
 
 
 def weight(messages: Sequence[Message]) -> int:
-    """About how many bytes messages take until they are rows."""
-    return sum(len(m.value or b"") + len(m.key or b"") for m in messages) + _MESSAGE_BYTES * len(messages)
+    """About how many bytes messages take as rows, where what is in a payload has a column of its own too."""
+    content = sum(len(m.value or b"") + len(m.key or b"") for m in messages)
+    return 2 * content + _MESSAGE_BYTES * len(messages)
 
 
 def read_entries(
@@ -230,13 +231,13 @@ def read_entries(
     left = fields.max_messages
     gathered: list[Entry] = []
     size, average, given = 0, float(_MESSAGE_BYTES), False
-    allowed, most = batch_bytes // 3, _FIRST
+    most = _FIRST
 
     while left is None or left > 0:
         now = time.monotonic()
         if fields.max_wait_seconds is not None and now - began >= fields.max_wait_seconds:
             break
-        wanted = max(1, min(most, int((allowed - size) / average), left or most))
+        wanted = max(1, min(most, int((batch_bytes - size) / average), left or most))
         messages = fetch(wanted, _patience(fields, began, now))
         if messages is None:
             break
@@ -250,7 +251,7 @@ def read_entries(
         size += fetched
         gathered.extend(messages)
         left = None if left is None else left - len(messages)
-        if size >= allowed:
+        if size + average >= batch_bytes:  # the next one may not fit
             yield make(gathered, position())
             gathered, size, given = [], 0, True
 
