@@ -149,7 +149,7 @@ def choose(message: str, options: Sequence[Option], default: str | None = None, 
         use_jk_keys=False,
         instruction="(type to filter)" if search else " ",
     )
-    return str(_answer(question))
+    return str(_answer(_filtered_by_any_letter(question) if search else question))
 
 
 def pick(message: str, options: Sequence[Option], picked: Sequence[str] = ()) -> list[str]:
@@ -167,8 +167,26 @@ def pick(message: str, options: Sequence[Option], picked: Sequence[str] = ()) ->
         instruction=PICKING if _fits(message, PICKING) else "space picks",
         validate=lambda chosen: bool(chosen) or "pick at least one (space)",
     )
-    chosen = set(_answer(question))
+    chosen = set(_answer(_filtered_by_any_letter(question)))
     return [value for value, _ in options if value in chosen]
+
+
+def _filtered_by_any_letter(question: Any) -> Any:
+    """questionary filters by ASCII alone, and takes no notice of any other letter."""
+    from prompt_toolkit.key_binding import KeyPressEvent
+    from prompt_toolkit.keys import Keys
+    from questionary.prompts.common import InquirerControl
+
+    controls = question.application.layout.find_all_controls()
+    options: Any = next(control for control in controls if isinstance(control, InquirerControl))
+
+    def narrow(event: KeyPressEvent) -> None:
+        for letter in event.data:
+            if letter.isprintable():
+                options.add_search_character(letter)
+
+    question.application.key_bindings.add(Keys.Any)(narrow)
+    return question
 
 
 def _fits(message: str, instruction: str) -> bool:

@@ -12,7 +12,7 @@ from prompt_toolkit.output import DummyOutput
 from pydantic import Field, SecretStr, ValidationError
 
 from dwcli import connectors
-from dwcli.cli import forms
+from dwcli.cli import forms, prompts
 from dwcli.contract import ConnectorConfig
 from dwcli.errors import UsageError
 
@@ -206,3 +206,17 @@ def test_settings_in_json_are_shown_and_refused_as_json(monkeypatch):
     field = next(f for f in forms.fields_of(load("singer").Config) if f.name == "tap_config")
     assert forms.typed(field, {"folder": "/größe"}) == '{"folder": "/größe"}' and forms.typed(field, {}) == ""
     assert forms.checker(field)('{"folder": ') == "this is not valid JSON"
+
+
+@pytest.mark.parametrize("typed", ["über", "ÜB", "日本", "zeb", "зеб", "ж\x7f日"])
+def test_lists_are_filtered_by_any_letter(typed):
+    names = ["orders", "Übersicht", "日本の店", "zebra", "зебра", "ß"]
+    wanted = {"über": "Übersicht", "ÜB": "Übersicht", "日本": "日本の店", "zeb": "zebra", "зеб": "зебра"}
+    options = [(name, name) for name in names]
+    for ask, keys in (
+        (lambda: prompts.choose("Table", options, search=True), f"{typed}\r"),
+        (lambda: prompts.pick("Tables", options)[0], f"{typed} \r"),
+    ):
+        with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+            pipe.send_text(keys)
+            assert ask() == wanted.get(typed, "日本の店")
