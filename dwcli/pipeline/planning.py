@@ -365,7 +365,7 @@ def _cost(job: Job, reading: Reading, ran: Sequence[Mapping[str, Any]]) -> Cost:
     if telling and rows is not None:
         per_row = [_seconds(entry) / entry["rows_read"] for entry in telling]
         shortest = min(_seconds(entry) for entry in _good(ran) if entry["finished_at"])
-        taken = round(max(shortest, rows * median(per_row)), 1)
+        taken = round(max(shortest, rows * median(per_row)), 2)
         sizes = [entry["bytes_staged"] / entry["rows_read"] for entry in telling if entry["bytes_staged"]]
         needed = round(rows * median(sizes)) if sizes else None
     return Cost(taken, needed, _free(job.lake), len(telling) if taken is not None else 0)
