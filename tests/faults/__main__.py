@@ -87,7 +87,7 @@ def named(point: str, write: str, when: str, times: int) -> Case:
 def at_random(write: str, real: bool) -> Case:
     def case(bench: Bench) -> tuple[int, list[str]]:
         place = make_place(bench.folder / "shop", bench.url, write, bench.seed)
-        return random_kills(bench.run, place, 5, 1.5 if real else 0.5, real)
+        return random_kills(bench.run, place, 5, real)
 
     return case
 
@@ -265,7 +265,7 @@ def parts() -> Iterator[Part]:
         for when in ("first", "again")
     ]
     yield part("kills", "kills at a named place, each followed by a plain run", kills)
-    by_chance = [at_random(every_write[n % 4], n % 5 == 0) for n in range(64)]
+    by_chance = [at_random(every_write[n % 4], n % 5 == 0) for n in range(72)]
     yield part("random", "kills at any moment, five before a run may end", by_chance, 5)
     yield part("races", "times three runs of one pipeline were begun at once", [raced] * 20, 10)
     yield part("commits", "COMMITs whose connection was cut", [cut(WRITES[n % 3]) for n in range(12)], 5)

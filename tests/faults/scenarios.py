@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,10 @@ from tests.faults.place import (
 from tests.faults.proxy import Proxy
 
 RUN = ("run", "orders", "--json", "--no-input")
+
+
+#: No run takes longer where nothing is wrong.
+PATIENCE_SECONDS = 60.0
 
 
 def named_kill(run: Forker, place: Place, point: str, times: int, when: str) -> tuple[bool, list[str]]:
@@ -60,11 +65,14 @@ def whole(run: Forker, place: Place, session: psycopg.Connection, which: str) ->
     return wrong_when_whole(place, session)
 
 
-def random_kills(run: Forker, place: Place, kills: int, seconds: float, real: bool) -> tuple[int, list[str]]:
-    """Kill run after run at moments within so many seconds while a reader looks, then let one end.
+def random_kills(run: Forker, place: Place, kills: int, real: bool) -> tuple[int, list[str]]:
+    """Kill run after run at moments within the time that one takes while a reader looks, then let one end.
 
     real: each run is a new interpreter, so that its start is killed too.
     """
+    began = time.monotonic()
+    _killed_after(run, place, PATIENCE_SECONDS, real)
+    seconds = time.monotonic() - began
     chance, wrong, killed = place.chance, [], 0
     read: list[list[Row]] = []  # what runs that were killed have read: the next one may finish it first
     with psycopg.connect(place.url, autocommit=True) as session:

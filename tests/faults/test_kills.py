@@ -89,7 +89,7 @@ def _own_tables(session: psycopg.Connection) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("write", WRITES)
 def test_killed_at_any_moment(run: Forker, warehouse_url: str, tmp_path: Path, write: str) -> None:
     place = make_place(tmp_path / "shop", warehouse_url, write, 2)
-    _, wrong = random_kills(run, place, 4, 0.4, real=False)
+    _, wrong = random_kills(run, place, 4, real=False)
     assert wrong == []
 
 

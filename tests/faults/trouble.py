@@ -226,9 +226,12 @@ def _await(session: psycopg.Connection, question: str) -> None:
 
 
 def own_server(project: Path) -> Home:
-    """Start a server that may be restarted; it goes with the folder."""
+    """Start a server that may be restarted; it goes with the folder.
+
+    Its port is far from those where others look for a free one: theirs could be this one while it is down.
+    """
     home = project / ".dw" / "postgres"
-    embedded.start(home)
+    embedded.start(home, embedded.free_port(20_000 + secrets.randbelow(10_000)))
     return home
 
 
