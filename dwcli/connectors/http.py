@@ -391,7 +391,10 @@ def _frames(
     changed: Counter[str] = Counter()
 
     def in_general(part: _Part) -> list[Row]:
-        return _made(config, rows_of(part.piece, name), part.node, part.added, names, name)
+        try:
+            return _made(config, rows_of(part.piece, name), part.node, part.added, names, name)
+        except UnicodeDecodeError:
+            raise _not_utf8(name, "the name of a field") from None
 
     with closing(ahead(arriving, stop=lambda: sending.stop(client))) as fetched:
         for page, added in fetched:
@@ -442,11 +445,15 @@ def _frame(
     try:
         columns = columns_of_rows(rows, known, seen)
     except UnicodeDecodeError as error:
-        raise SourceData(
-            f"{name}: field {error.reason!r} is not in UTF-8, as JSON has to be",
-            hint="the server should say in Content-Type which encoding it uses",
-        ) from None
+        raise _not_utf8(name, f"field {error.reason!r}") from None
     return frame_of_arrays(name, *columns, len(rows))
+
+
+def _not_utf8(name: str, what: str) -> SourceData:
+    return SourceData(
+        f"{name}: {what} is not in UTF-8, as JSON has to be",
+        hint="the server should say in Content-Type which encoding it uses",
+    )
 
 
 def _columns_of_records(

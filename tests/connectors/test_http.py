@@ -583,6 +583,7 @@ def test_values_that_are_no_objects_are_a_column(api, source):
         ),
         (Reply(b"[]", headers={"Content-Encoding": "br"}), SourceData, "packed as br"),
         (Reply('[{"s": "é"}]'.encode("latin-1")), SourceData, "not in UTF-8"),
+        (Reply('[{"é": 1}]'.encode("latin-1")), SourceData, "the name of a field is not in UTF-8"),
         (Reply(b'{"error": {"message": "quota used up"}}'), QueryFailed, "is an error"),
         (Reply(b'{"errors": ["bad"], "data": []}'), QueryFailed, "is an error"),
         (Reply(b'{"success": false, "message": "bad", "data": []}'), QueryFailed, "is an error"),
